@@ -1,0 +1,1 @@
+"""Meaning: entities, handlers, envelopes, mailbox, codec. Imports nothing of ours."""

@@ -1,0 +1,73 @@
+"""A call as both ends mean it: what was asked of whom, how it ended, and the door that carries it.
+
+References make a `Request` and hand it to a `Caller` (the client of a cluster, the local one, the test kit); the host
+side ends with a `Status` and a payload. The wire and the log store these numbers: they never change their meaning.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Protocol
+
+import msgspec
+
+
+class Mode(enum.IntEnum):
+    """How a command is sent. Stored and sent as its number."""
+
+    ASK = 0
+    """Answered after its effects are committed."""
+    TELL = 1
+    """Answered once it is durably accepted; carries no result."""
+
+
+class Status(enum.IntEnum):
+    """How a command ended. Stored and sent as its number."""
+
+    OK = 0
+    """Payload: the encoded result."""
+    REJECTED = 1
+    """Payload: an encoded `Rejected` (see codec)."""
+    INVALID_COMMAND = 2
+    """Payload: a UTF-8 message. It never ran."""
+    HANDLER_FAILED = 3
+    """Payload: a UTF-8 message. Nothing was kept."""
+    OVERLOADED = 4
+    """Payload: a UTF-8 message. It never ran."""
+    DEADLINE_EXCEEDED = 5
+    """Payload: a UTF-8 message. It never ran."""
+    UNAVAILABLE = 6
+    """Payload: a UTF-8 message. It never ran."""
+    CALL_CYCLE = 7
+    """Payload: a UTF-8 message. It never ran."""
+    BELOW_FLOOR = 8
+    """The client had given this number up: a late copy was dropped. Payload: empty."""
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """One command or query, its arguments already encoded (and so already checked against the signature)."""
+
+    kind: str
+    id: str
+    method: str
+    arguments: bytes
+    """A MessagePack map by parameter name."""
+    mode: Mode = Mode.ASK
+    query: bool = False
+    command_id: str = ""
+    """Caller-supplied idempotency key, empty for none."""
+    timeout_s: float | None = None
+    """None: the setting `command_timeout_s`."""
+    fail_fast: bool = False
+    """At a full queue: `Overloaded` at once, where the default waits until the deadline."""
+
+
+class Caller(Protocol):
+    """Carries requests to entities. One per connected cluster."""
+
+    @property
+    def app_name(self) -> str: ...
+
+    async def call(self, request: Request) -> bytes:
+        """Return the encoded result (empty for a tell), or raise the `AtollError` that tells the command's fate."""
+        ...

@@ -1,0 +1,84 @@
+"""Every error of Atoll, and what each says about the fate of the command.
+
+    AtollError
+      Rejected           the entity refused it; repeating will not help        (yours to raise and to subclass)
+      InvalidCommand     it does not fit the entity's schema; it never ran
+      HandlerFailed      the handler raised; nothing was kept
+      NotExecuted        it surely did not run, repeating it is safe
+        Overloaded, DeadlineExceeded, Unavailable, CallCycle
+      OutcomeUnknown     it may have run: repeat it with the same command ID
+      StoreError         inside the house
+        Fenced, StoreUnavailable, IncompatibleStore, CorruptRecord
+
+A caller who catches `NotExecuted` may always repeat; one who catches `OutcomeUnknown` must repeat under the same
+`command_id`, or look at the entity. Nothing else leaves the fate of a command open.
+"""
+
+from __future__ import annotations
+
+
+class AtollError(Exception):
+    """Root of all errors that Atoll raises on purpose."""
+
+
+class Rejected(AtollError):
+    """The entity refused the command; nothing was written, and repeating it will not help.
+
+    Raise it in a handler. A subclass with annotated fields travels with them and arrives as itself at the caller.
+    """
+
+
+class InvalidCommand(AtollError):
+    """The command does not fit the entity's schema (names the field or the limit); it never ran. Correct the call."""
+
+
+class HandlerFailed(AtollError):
+    """The handler raised something other than `Rejected`; its effects were dropped and the state is as before."""
+
+
+class NotExecuted(AtollError):
+    """The command surely did not run; repeating it is safe."""
+
+
+class Overloaded(NotExecuted):
+    """A queue on the way is full. Wait `retry_after_s` seconds (with jitter), then repeat."""
+
+    def __init__(self, message: str = "a queue on the way is full", retry_after_s: float = 0.1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(NotExecuted):
+    """The time-out passed before the command began to run."""
+
+
+class Unavailable(NotExecuted):
+    """No host could take the command before its deadline (cluster starting, shard moving, store away)."""
+
+
+class CallCycle(NotExecuted):
+    """The command would wait for itself: A asks B while B's caller chain holds A. Use `tell`, or split the work."""
+
+
+class OutcomeUnknown(AtollError):
+    """The time-out passed while the command may have run. Repeat it with the same `command_id` to learn the truth."""
+
+
+class StoreError(AtollError):
+    """Something about the store; commands that met it are told their own fate with the errors above."""
+
+
+class Fenced(StoreError):
+    """Another owner sealed this incarnation's log: it may write nothing any more, and its process ends."""
+
+
+class StoreUnavailable(StoreError):
+    """The store did not answer, or answered with an I/O error: the outcome is unknown, the same write is repeated."""
+
+
+class IncompatibleStore(StoreError):
+    """The store belongs to another app, schema version, shard count or machine; the message says what to do."""
+
+
+class CorruptRecord(StoreError):
+    """A stored record fails its checksum or its schema; the message says where it lies. It is never guessed at."""

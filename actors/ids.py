@@ -1,0 +1,50 @@
+"""Names that come from outside: entity IDs, kinds, command IDs. Checked here, once, before anything else sees them."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import InvalidCommand
+
+ENTITY_ID_BYTES_MAX = 255
+"""Of UTF-8. Every record, frame and index row carries the ID; a key that long is data in disguise."""
+COMMAND_ID_BYTES_MAX = 255
+KIND_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
+_COMMAND_ID_PATTERN = re.compile(r"atl-([0-9a-f]{12})-[0-9a-f]{20}")
+
+
+def checked_entity_id(value: object) -> str:
+    """Return `value` when it can be an entity's ID, else raise `InvalidCommand` that says why not."""
+    if not isinstance(value, str):
+        raise InvalidCommand(f"an entity ID is a str, got {type(value).__name__}: convert it, e.g. str(...)")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise InvalidCommand("an entity ID must be valid Unicode, this one holds a lone surrogate") from None
+    if not 1 <= size <= ENTITY_ID_BYTES_MAX:
+        raise InvalidCommand(f"an entity ID has 1 to {ENTITY_ID_BYTES_MAX} bytes of UTF-8, this one has {size}")
+    return value
+
+
+def checked_command_id(value: object) -> str:
+    """Return `value` when it can be a caller-supplied command ID, else raise `InvalidCommand`."""
+    if not isinstance(value, str):
+        raise InvalidCommand(f"a command ID is a str, got {type(value).__name__}")
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise InvalidCommand("a command ID must be valid Unicode, this one holds a lone surrogate") from None
+    if not 1 <= size <= COMMAND_ID_BYTES_MAX:
+        raise InvalidCommand(f"a command ID has 1 to {COMMAND_ID_BYTES_MAX} bytes of UTF-8, this one has {size}")
+    return value
+
+
+def make_command_id(wall_ms: int, entropy: bytes) -> str:
+    """A command ID that carries its time of birth, so that a host can refuse it once its reply is forgotten."""
+    return f"atl-{wall_ms & 0xFFFFFFFFFFFF:012x}-{entropy[:10].hex():0>20}"
+
+
+def command_id_time_ms(command_id: str) -> int | None:
+    """The time of birth of an ID made by `make_command_id`; None for a plain string."""
+    match = _COMMAND_ID_PATTERN.fullmatch(command_id)
+    return int(match.group(1), 16) if match else None

@@ -1,0 +1,39 @@
+"""A turn: one command or query run to completion on one activation. What goes in, and what comes out.
+
+The activation (activation.py) runs it and encodes everything; the host decides when, and commits the result.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from .calls import Status
+from .stored import StoredEvent, StoredState
+
+
+class Turn(msgspec.Struct, frozen=True, gc=False):
+    """What a handler may know of the command that it runs."""
+
+    now_ms: int
+    """Wall clock at the start of the turn, constant during it."""
+    deadline_s: float
+    """Seconds left for the caller when the turn began."""
+    command_id: str = ""
+    chain: tuple[str, ...] = ()
+
+
+class TurnResult(msgspec.Struct, gc=False):
+    """How the turn ended. `status` and `payload` go to the caller, the rest into the record."""
+
+    status: Status
+    payload: bytes
+    changed: bool = False
+    """The entity has something to commit; its activation's `seq` grew by one."""
+    state: StoredState | None = None
+    """Entity: the new state. EventSourced: a snapshot, when one is due."""
+    events: tuple[StoredEvent, ...] = ()
+    deleted: bool = False
+    passivate: bool = False
+    """The handler asked to leave memory after this turn."""
+    error: BaseException | None = None
+    """The handler's own exception (HANDLER_FAILED), for the host's log; never sent."""

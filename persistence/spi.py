@@ -1,0 +1,241 @@
+"""The store SPI: every promise that Atoll's safety rests on, in words. The memory store is its executable meaning.
+
+A store holds five things:
+
+    meta       app, shard count, schema version                      fixed at creation
+    hosts      one row per incarnation, for ever                     leases: a renewal counter and a state
+    shards     one row per shard                                     ownership: who, at which epoch, after whom
+    logs       one append-only log per incarnation                   the commits, before they reach the tables
+    tables     entities, clients, named replies, history             derived, brought up to date by checkpoints
+    sessions   one row per known client                              who may number commands
+
+Life of a shard's row (`epoch` grows by one with each *):
+
+    FREE --assign*--> ASSIGNED --claim--> OWNED --release*--> FREE
+                        |   ^               |
+                        +---+ assign*       +--assign*--> ASSIGNED        (its owner was condemned)
+
+Life of a host's row:   LIVE --condemn--> GONE --seal--> SEALED           (a seal alone also ends it: LIVE -> SEALED)
+
+All methods may be called from any task of the loop that opened the store, concurrently. A method that raises
+`StoreUnavailable` may or may not have taken effect; all of them may be repeated with the same arguments. Nothing here
+compares wall clocks.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from .records import ClientRow, Commit, EntityRow, NamedReply
+
+
+class HostState(enum.StrEnum):
+    LIVE = "live"
+    GONE = "gone"
+    """Condemned: it may not renew its lease, and its shards may be assigned to others."""
+    SEALED = "sealed"
+    """Its log is sealed. Outlives everything."""
+
+
+class ShardState(enum.StrEnum):
+    FREE = "free"
+    ASSIGNED = "assigned"
+    OWNED = "owned"
+
+
+class ProcessIdentity(msgspec.Struct, frozen=True, array_like=True):
+    """What tells one process from every other one, also after its pid is used again."""
+
+    boot_id: str
+    """The kernel's boot ID: the machine, in this life."""
+    pid: int
+    started: float
+    """Start time as the kernel tells it (psutil `create_time`)."""
+
+
+class HostRow(msgspec.Struct, frozen=True):
+    incarnation: int
+    address: str
+    """`host:port` of its listener."""
+    state: HostState
+    renewals: int
+    """Counts the renewals of its lease. A watcher compares it with itself over its own clock."""
+    node: str
+    """The node as the cluster names it."""
+    process: ProcessIdentity | None
+
+
+class ShardRow(msgspec.Struct, frozen=True):
+    shard: int
+    state: ShardState
+    epoch: int
+    assigned: int | None
+    """The incarnation that the coordinator decided on (ASSIGNED and OWNED)."""
+    owner: int | None
+    """The incarnation that claimed it (OWNED)."""
+    owners: tuple[int, ...]
+    """Incarnations that owned it and have not released it, the newest last: what a successor seals."""
+    position: int
+    """p: the tables are complete up to this position."""
+
+
+class Assignment(msgspec.Struct, frozen=True):
+    shard: int
+    expected_epoch: int
+    """The epoch that the decision was made on; another one there makes it void."""
+    incarnation: int
+
+
+class CheckpointEnd(msgspec.Struct, frozen=True):
+    """The last part of a shard's checkpoint."""
+
+    position: int
+    """p: the committed position when the checkpoint began."""
+    commits: tuple[Commit, ...] = ()
+    """Events of event-sourced entities above the former p, in order of position: one packed history row."""
+    release: bool = False
+    """True: also give the shard up (state FREE, owners (), epoch + 1). See `checkpoint`."""
+
+
+class TableWrite(msgspec.Struct, frozen=True):
+    """What one transaction writes for one shard."""
+
+    shard: int
+    epoch: int
+    entities: tuple[EntityRow, ...] = ()
+    clients: tuple[ClientRow, ...] = ()
+    forgotten_clients: tuple[int, ...] = ()
+    named: tuple[NamedReply, ...] = ()
+    forget_named_before_ms: int = 0
+    """Named replies older than this are dropped (retention); 0 keeps all."""
+    end: CheckpointEnd | None = None
+
+
+class LogRow(msgspec.Struct, frozen=True):
+    n: int
+    content: bytes
+
+
+class Store(Protocol):
+    """One async SPI, held to one contract test (tests/contract)."""
+
+    # ---- life ------------------------------------------------------------------------------------------------
+    async def open(self, app: str, shards: int) -> None:
+        """Create the store for (app, shards), or open it. An existing one of another app, shard count, schema
+        version or machine raises `IncompatibleStore` saying what to do, and is not touched."""
+        ...
+
+    async def close(self) -> None:
+        """Give back connections and threads. Commits nothing, loses nothing; may be called twice."""
+        ...
+
+    # ---- hosts and leases ------------------------------------------------------------------------------------
+    async def register_host(self, address: str, node: str, process: ProcessIdentity | None) -> int:
+        """Return a new incarnation: greater than every earlier one, its row LIVE with renewals 0, its log created
+        empty *before* the row is visible, and never created again."""
+        ...
+
+    async def renew(self, incarnation: int) -> bool:
+        """Add one to its renewals if it is LIVE; False when it is not (condemned or sealed), and nothing changes."""
+        ...
+
+    async def hosts(self) -> list[HostRow]:
+        """All rows that are not SEALED, and of the sealed ones those that a shard's `owners` still names."""
+        ...
+
+    async def condemn(self, incarnation: int, renewals: int) -> bool:
+        """LIVE -> GONE if its renewals are still `renewals`. True when it is GONE or SEALED afterwards."""
+        ...
+
+    # ---- ownership -------------------------------------------------------------------------------------------
+    async def shards(self) -> list[ShardRow]:
+        """All rows in order of shard, as of one instant."""
+        ...
+
+    async def assign(self, assignments: Sequence[Assignment]) -> frozenset[int]:
+        """One transaction. Each shard whose epoch is still `expected_epoch`: state ASSIGNED, `assigned` set, `owner`
+        None, epoch + 1, `owners` and p as they were. Return the shards that changed. An assignment to an incarnation
+        whose row is not LIVE changes nothing. The caller first condemns an owner that has not released."""
+        ...
+
+    async def claim(self, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[ShardRow]:
+        """One transaction. Each (shard, epoch) that is ASSIGNED to `incarnation` at exactly that epoch becomes OWNED by
+        it, and it is appended to `owners` (once). Return the new rows of those that were taken, with the `owners` in
+        which every entry but the last must be sealed before anything of the shard is read. A claim by an incarnation
+        that is not LIVE takes nothing. A repeat of a claim that took effect returns the row again."""
+        ...
+
+    # ---- the log ---------------------------------------------------------------------------------------------
+    async def append(self, incarnation: int, n: int, content: bytes) -> None:
+        """Durably write row n = 1, 2, 3 ... of this incarnation's log, atomically: after return it survives any crash.
+
+        The same content at a taken n is success (a repeat). Other content, or a seal, at n or anywhere above it raises
+        `Fenced` and changes nothing: for ever. `StoreUnavailable` leaves the outcome open: repeat the same content at
+        the same n."""
+        ...
+
+    async def seal(self, incarnation: int) -> int:
+        """End a log: durably occupy its next n with a seal, verify that nothing stands above, mark the host SEALED, and
+        return the n of the seal. Idempotent: a sealed log answers the same n. After return no append to it succeeds,
+        whatever was under way. Only the holder of a fresh claim calls it. A store whose files a stopped process
+        can keep locked first kills that process, known by its `ProcessIdentity`."""
+        ...
+
+    async def read_log(self, incarnation: int, after_n: int = 0) -> list[LogRow]:
+        """The rows above `after_n` in order, the seal left out. Contents are checked by the caller (`decode_batch`)."""
+        ...
+
+    async def delete_log_rows(self, incarnation: int, through_n: int) -> None:
+        """Drop rows up to and including `through_n`, but never the newest row and never the seal. Only for rows of
+        which every shard's p is at or above its position there."""
+        ...
+
+    # ---- tables ----------------------------------------------------------------------------------------------
+    async def checkpoint(self, incarnation: int, writes: Sequence[TableWrite]) -> frozenset[int]:
+        """One transaction over all `writes`. Return the shards that were refused: locked and read first, a shard whose
+        row is not OWNED by `incarnation` at the write's epoch is left out whole; the others are written.
+
+        Upserts: an entity never by an older or equal seq over a newer one (equal changes nothing); a client's row as a
+        whole, its floor never lowered; a named reply is written once. With `end`: the history row and its index by
+        entity are added, p becomes `end.position` (never less than before), `owners` becomes (incarnation,), or with
+        `release` the shard becomes FREE with owners () and epoch + 1."""
+        ...
+
+    async def read_entity(self, shard: int, kind: str, id: str) -> EntityRow | None: ...
+
+    async def read_commits(
+        self, shard: int, kind: str, id: str, after_seq: int = 0, to_seq: int | None = None, limit: int | None = None
+    ) -> list[Commit]:
+        """History of one event-sourced entity with after_seq < seq <= to_seq, in order, at most `limit`.
+        A limit of 0 and an empty range give nothing."""
+        ...
+
+    async def read_history(self, shard: int, after_position: int = 0, limit: int | None = None) -> list[Commit]:
+        """History of a shard in order of position, at most `limit` commits. A reader never sees a position before
+        an earlier one."""
+        ...
+
+    async def read_clients(self, shard: int) -> list[ClientRow]: ...
+
+    async def read_named(self, shard: int, kind: str, id: str, command_id: str) -> NamedReply | None: ...
+
+    # ---- client sessions -------------------------------------------------------------------------------------
+    async def open_session(self) -> int:
+        """Register a client; return its ID, greater than every earlier one."""
+        ...
+
+    async def touch_sessions(self, clients: Iterable[int]) -> frozenset[int]:
+        """Add one to the renewals of those sessions that exist; return the clients that have none (any more)."""
+        ...
+
+    async def sessions(self) -> dict[int, int]:
+        """client -> renewals, for the one who expires them."""
+        ...
+
+    async def expire_sessions(self, observed: Sequence[tuple[int, int]]) -> frozenset[int]:
+        """Delete each (client, renewals) whose renewals are still that; return the clients that are gone afterwards."""
+        ...

@@ -1,0 +1,1 @@
+"""Ownership: who runs which entity, and running it. Imports `persistence` and `actors`."""

@@ -1,0 +1,121 @@
+"""What clients and hosts say to each other, once a connection is trusted (the handshake is in cluster/wire.py).
+
+Structs are MessagePack arrays [tag, field, ...]; a field may only be appended, with a default. Both ends check the
+protocol version in the handshake.
+
+    client -> host         Call, Ping
+    host -> client         Answer, Moved, OutOfOrder, TableUpdate, Credit, Pong
+    coordinator -> host    Poke, Ping
+    either                 Goodbye (why the connection closes)
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+
+class Call(msgspec.Struct, array_like=True, tag=1, gc=False):
+    """One command or query in its envelope."""
+
+    shard: int
+    number: int
+    """The client's number for it in this shard: 1, 2, 3 ..., the same in every attempt."""
+    floor: int
+    """The lowest number of this shard whose answer the client still lacks."""
+    prev: int
+    """The client's previous unanswered number to the same entity, 0 for none: keeps the order over reconnects."""
+    attempt: int
+    """1 for the first sending of this number."""
+    mode: int
+    """A `Mode`."""
+    kind: str
+    id: str
+    method: str
+    arguments: bytes
+    remaining_ms: int
+    """Time left of its deadline when it was sent."""
+    command_id: str = ""
+    chain: tuple[str, ...] = ()
+    """The entities (`kind/id`) that wait for this call, outermost first."""
+
+
+class Answer(msgspec.Struct, array_like=True, tag=2, gc=False):
+    shard: int
+    number: int
+    status: int
+    """A `Status`."""
+    payload: bytes
+
+
+class Moved(msgspec.Struct, array_like=True, tag=3, gc=False):
+    """Not mine, or not yet open: nothing was done. Resend all that is unanswered in that shard, in order."""
+
+    shard: int
+    number: int
+    epoch: int
+    incarnation: int
+    """The owner as far as this host knows, 0 for unknown."""
+    address: str
+
+
+class OutOfOrder(msgspec.Struct, array_like=True, tag=4, gc=False):
+    """`prev` of this call is unknown here: nothing was done. Resend from the oldest unanswered one."""
+
+    shard: int
+    number: int
+
+
+class TableUpdate(msgspec.Struct, array_like=True, tag=5, gc=False):
+    """(shard, epoch, incarnation, address): who serves what. An entry of a higher epoch wins."""
+
+    entries: tuple[tuple[int, int, int, str], ...]
+
+
+class Credit(msgspec.Struct, array_like=True, tag=6, gc=False):
+    """Room for that many more unanswered commands and argument bytes on this connection."""
+
+    commands: int
+    bytes: int
+
+
+class Goodbye(msgspec.Struct, array_like=True, tag=7, gc=False):
+    reason: str
+
+
+class Ping(msgspec.Struct, array_like=True, tag=8, gc=False):
+    pass
+
+
+class Pong(msgspec.Struct, array_like=True, tag=9, gc=False):
+    pass
+
+
+class Poke(msgspec.Struct, array_like=True, tag=10, gc=False):
+    """The ownership rows changed: look at the store now. A hint; a host looks by itself from time to time."""
+
+
+Message = Call | Answer | Moved | OutOfOrder | TableUpdate | Credit | Goodbye | Ping | Pong | Poke
+
+
+class Peer(Protocol):
+    """A trusted connection as the host sees it."""
+
+    @property
+    def client(self) -> int:
+        """The session's client ID."""
+        ...
+
+    @property
+    def generation(self) -> int:
+        """Grows with each connection of that client, so that a late frame of an older one is known as such."""
+        ...
+
+    def send(self, message: Message) -> None:
+        """Queue a message; those of one loop tick leave in one frame. After the connection closed: dropped."""
+        ...
+
+    def close(self, reason: str) -> None:
+        """Say Goodbye with the reason, and close."""
+        ...
