@@ -1,0 +1,1 @@
+"""Atoll: durable entities on Ray."""
