@@ -16,6 +16,12 @@ A caller who catches `NotExecuted` may always repeat; one who catches `OutcomeUn
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+from weakref import WeakValueDictionary
+
+from .schema import Field, annotated_fields
+
 
 class AtollError(Exception):
     """Root of all errors that Atoll raises on purpose."""
@@ -24,8 +30,70 @@ class AtollError(Exception):
 class Rejected(AtollError):
     """The entity refused the command; nothing was written, and repeating it will not help.
 
-    Raise it in a handler. A subclass with annotated fields travels with them and arrives as itself at the caller.
+    Raise it in a handler. A subclass with annotated fields travels with them and arrives as itself at the caller:
+
+        class InsufficientFunds(atoll.Rejected):
+            balance: int
+            needed: int
+
+        raise InsufficientFunds(balance=self.balance, needed=amount)
+
+    Fields are given by keyword or in order; `message=` replaces the text made from them. A caller that does not know
+    the subclass gets a plain `Rejected` with that text.
     """
+
+    rejection_fields: ClassVar[tuple[Field, ...]] = ()
+    """The annotated fields of this class, the inherited ones first."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.rejection_fields = annotated_fields(cls, tuple(Rejected.__mro__))
+        for field in cls.rejection_fields:
+            if hasattr(Rejected, field.name) or field.name == "message":
+                raise TypeError(f"{cls.__name__}.{field.name}: every Rejected has `{field.name}` already, rename yours")
+        _known[cls.__qualname__] = cls
+        _known[f"{cls.__module__}:{cls.__qualname__}"] = cls
+
+    def __init__(self, *args: Any, message: str | None = None, **fields: Any) -> None:
+        cls = type(self)
+        values: dict[str, Any] = {}
+        if cls.rejection_fields:
+            if len(args) > len(cls.rejection_fields):
+                raise TypeError(f"{cls.__name__} has {len(cls.rejection_fields)} fields, {len(args)} values were given")
+            values = dict(zip((field.name for field in cls.rejection_fields), args, strict=False))
+            args = ()
+        for name, value in fields.items():
+            if name in values or all(field.name != name for field in cls.rejection_fields):
+                raise TypeError(f"{cls.__name__}: {name} is {'given twice' if name in values else 'not a field'}")
+            values[name] = value
+        for field in cls.rejection_fields:
+            if field.name not in values:
+                if field.required:
+                    raise TypeError(f"{cls.__name__}: the field {field.name} is missing")
+                values[field.name] = field.made()
+        if message is None and cls.rejection_fields:
+            message = f"{cls.__name__}({', '.join(f'{name}={value!r}' for name, value in values.items())})"
+        super().__init__(*(args if message is None else (message,)))
+        self.__dict__.update(values)
+
+    @classmethod
+    def rebuilt(cls, message: str, fields: Mapping[str, Any]) -> Self:
+        """The error as it was raised elsewhere, made without running an `__init__` that a subclass may have."""
+        error = cls.__new__(cls)
+        error.args = (message,) if message else ()
+        error.__dict__.update(fields)
+        return error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).rebuilt, (str(self), dict(self.__dict__))
+
+
+_known: WeakValueDictionary[str, type[Rejected]] = WeakValueDictionary()
+
+
+def known_rejections() -> Mapping[str, type[Rejected]]:
+    """All subclasses of `Rejected` in this process, by qualified name and by `module:qualified name`. A live view."""
+    return _known
 
 
 class InvalidCommand(AtollError):

@@ -54,7 +54,7 @@ class ProcessIdentity(msgspec.Struct, frozen=True, array_like=True):
     """The kernel's boot ID: the machine, in this life."""
     pid: int
     started: float
-    """Start time as the kernel tells it (psutil `create_time`)."""
+    """Seconds from boot to its start, as the kernel counts them (`process.this_process`): no clock step changes it."""
 
 
 class HostRow(msgspec.Struct, frozen=True):
@@ -199,7 +199,9 @@ class Store(Protocol):
         """One transaction over all `writes`. Return the shards that were refused: locked and read first, a shard whose
         row is not OWNED by `incarnation` at the write's epoch is left out whole; the others are written.
 
-        Upserts: an entity never by an older or equal seq over a newer one (equal changes nothing); a client's row as a
+        Upserts: an entity never by an older or equal seq over a newer one (equal changes nothing); an `EntityRow` with
+        state None, state_seq 0 and not deleted says nothing of the state: the stored state and state_seq stay (events
+        of an event-sourced entity without a new snapshot). A client's row as a
         whole, its floor never lowered; a named reply is written once. With `end`: the history row and its index by
         entity are added, p becomes `end.position` (never less than before), `owners` becomes (incarnation,), or with
         `release` the shard becomes FREE with owners () and epoch + 1."""

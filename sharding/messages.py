@@ -11,30 +11,33 @@ protocol version in the handshake.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import msgspec
+
+Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+"""A number as the wire may carry it. What no store could hold is refused while decoding, before anybody counts on it."""
 
 
 class Call(msgspec.Struct, array_like=True, tag=1, gc=False):
     """One command or query in its envelope."""
 
-    shard: int
-    number: int
+    shard: Natural
+    number: Natural
     """The client's number for it in this shard: 1, 2, 3 ..., the same in every attempt."""
-    floor: int
+    floor: Natural
     """The lowest number of this shard whose answer the client still lacks."""
-    prev: int
+    prev: Natural
     """The client's previous unanswered number to the same entity, 0 for none: keeps the order over reconnects."""
-    attempt: int
+    attempt: Natural
     """1 for the first sending of this number."""
-    mode: int
+    mode: Natural
     """A `Mode`."""
     kind: str
     id: str
     method: str
     arguments: bytes
-    remaining_ms: int
+    remaining_ms: Natural
     """Time left of its deadline when it was sent."""
     command_id: str = ""
     chain: tuple[str, ...] = ()
@@ -42,9 +45,9 @@ class Call(msgspec.Struct, array_like=True, tag=1, gc=False):
 
 
 class Answer(msgspec.Struct, array_like=True, tag=2, gc=False):
-    shard: int
-    number: int
-    status: int
+    shard: Natural
+    number: Natural
+    status: Natural
     """A `Status`."""
     payload: bytes
 
@@ -52,10 +55,10 @@ class Answer(msgspec.Struct, array_like=True, tag=2, gc=False):
 class Moved(msgspec.Struct, array_like=True, tag=3, gc=False):
     """Not mine, or not yet open: nothing was done. Resend all that is unanswered in that shard, in order."""
 
-    shard: int
-    number: int
-    epoch: int
-    incarnation: int
+    shard: Natural
+    number: Natural
+    epoch: Natural
+    incarnation: Natural
     """The owner as far as this host knows, 0 for unknown."""
     address: str
 
@@ -63,21 +66,21 @@ class Moved(msgspec.Struct, array_like=True, tag=3, gc=False):
 class OutOfOrder(msgspec.Struct, array_like=True, tag=4, gc=False):
     """`prev` of this call is unknown here: nothing was done. Resend from the oldest unanswered one."""
 
-    shard: int
-    number: int
+    shard: Natural
+    number: Natural
 
 
 class TableUpdate(msgspec.Struct, array_like=True, tag=5, gc=False):
     """(shard, epoch, incarnation, address): who serves what. An entry of a higher epoch wins."""
 
-    entries: tuple[tuple[int, int, int, str], ...]
+    entries: tuple[tuple[Natural, Natural, Natural, str], ...]
 
 
 class Credit(msgspec.Struct, array_like=True, tag=6, gc=False):
     """Room for that many more unanswered commands and argument bytes on this connection."""
 
-    commands: int
-    bytes: int
+    commands: Natural
+    bytes: Natural
 
 
 class Goodbye(msgspec.Struct, array_like=True, tag=7, gc=False):

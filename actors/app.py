@@ -1,0 +1,92 @@
+"""An app: what runs together under one name, on one store. Hosts and clients are made from it.
+
+    app = atoll.App("bank", entities=[Account, Cart])
+
+Nothing happens when it is made but checks: whatever could only fail later on a host fails here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import msgspec
+
+from .errors import Rejected, known_rejections
+from .ids import KIND_PATTERN
+from .kind import EntityKind, kind_of
+from .reference import KindsOfApp
+from .settings import Settings
+
+Resources = Callable[[], AbstractAsyncContextManager[Any]]
+
+
+class App:
+    """The entities, settings and resources of one application.
+
+    `name`: letters, digits, `_`, `.`, `-`; it names the store and the cluster. `entities`: entity classes, no two of one
+    kind. `settings`: a mapping of those that differ from the defaults, or a `Settings`; the environment comes over it.
+    `store`: where the state is kept, e.g. `sqlite:./data`; None for the default. `resources`: makes the asynchronous
+    context manager that each host enters once, and whose value handlers find in `self.context.resources`.
+
+    Raises `TypeError` for something that is no entity class or an upcast that is missing, `ValueError` for a name, kind
+    or setting that cannot be.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        entities: Iterable[type],
+        settings: Settings | Mapping[str, Any] | None = None,
+        store: str | None = None,
+        resources: Resources | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not KIND_PATTERN.fullmatch(name):
+            raise ValueError(f"{name!r} cannot name an app; it must match {KIND_PATTERN.pattern}")
+        self.name = name
+        kinds: dict[str, EntityKind] = {}
+        for entity_class in entities:
+            kind = kind_of(entity_class)
+            if inspect.isabstract(entity_class):
+                raise TypeError(f"{entity_class.__name__} has abstract methods; register the class that defines them")
+            other = kinds.get(kind.name)
+            if other is not None:
+                raise ValueError(
+                    f"{entity_class.__qualname__} and {other.entity_class.__qualname__} are both of kind {kind.name!r}; "
+                    f'name one by its class argument, `kind="..."`'
+                )
+            kind.check_upcasts()
+            kinds[kind.name] = kind
+        if not kinds:
+            raise ValueError(f"the app {name!r} has no entities; pass entities=[...]")
+        self.kinds: Mapping[str, EntityKind] = types.MappingProxyType(kinds)
+        self.settings_asked: Mapping[str, Any] = _differing(settings)
+        Settings.load(self.settings_asked, {})
+        if resources is not None and not callable(resources):
+            raise TypeError("resources is a function that returns an async context manager, not the manager itself")
+        self.store = store
+        self.resources = resources
+        self._known_to_references = KindsOfApp(name, kinds)
+
+    @property
+    def rejections(self) -> Mapping[str, type[Rejected]]:
+        """The `Rejected` subclasses that an answer may name: all that this process has, looked up by name."""
+        return known_rejections()
+
+    def __repr__(self) -> str:
+        return f"<app {self.name}: {', '.join(sorted(self.kinds))}>"
+
+
+def _differing(settings: Settings | Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What was asked for; of a whole `Settings`, what is not a default."""
+    if settings is None:
+        return {}
+    if not isinstance(settings, Settings):
+        return dict(settings)
+    defaults = Settings()
+    values = msgspec.structs.asdict(settings)
+    return {name: value for name, value in values.items() if value != getattr(defaults, name)}

@@ -1,0 +1,134 @@
+"""What a handler knows and may ask for during its turn: `self.context`.
+
+`Stage` gathers what one turn did; the activation makes one per turn, reads it when the handler is done, and forgets it
+when the turn failed. `Context` is its public face. Both end with the turn: what a handler leaves running behind its
+back cannot stage anything any more.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any, Final
+
+from .kind import EntityKind
+from .stored import StoredEvent
+from .turn import Turn
+
+_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_END_OF_TIME: Final = datetime.datetime.max.replace(tzinfo=datetime.UTC)
+
+
+class Stage:
+    """One turn's effects so far."""
+
+    __slots__ = (
+        "_face",
+        "broken",
+        "deleted",
+        "event_bytes_max",
+        "events",
+        "id",
+        "kind",
+        "open",
+        "passivate",
+        "read_only",
+        "resources",
+        "turn",
+    )
+
+    def __init__(
+        self, kind: EntityKind, id: str, turn: Turn, resources: Any, event_bytes_max: int, read_only: str
+    ) -> None:
+        self.kind = kind
+        self.id = id
+        self.turn = turn
+        self.resources = resources
+        self.event_bytes_max = event_bytes_max
+        self.read_only = read_only
+        """Why nothing may be written in this turn, empty when it may."""
+        self.events: list[StoredEvent] = []
+        self.deleted = False
+        self.passivate = False
+        self.broken: BaseException | None = None
+        """An @apply method failed half-way: the turn is lost, also when the handler caught it."""
+        self.open = True
+        self._face: Context | None = None
+
+    def face(self) -> Context:
+        if self._face is None:
+            self._face = Context(self)
+        return self._face
+
+    def may_write(self, what: str) -> None:
+        """Raise `RuntimeError` unless this turn can still write."""
+        if not self.open:
+            raise RuntimeError(f"{what} after the turn of {self.kind.name}/{self.id} ended; await it in the handler")
+        if self.read_only:
+            raise RuntimeError(f"{what} in {self.read_only}; only a command writes")
+
+    def staged(self, event: Any) -> Any:
+        """Stage an event, and return it as it will be read back. Raises when it cannot be stored."""
+        self.may_write("emit")
+        event_type = self.kind.events.get(type(event))
+        if event_type is None:
+            raise TypeError(
+                f"{self.kind.name} has no @atoll.apply method for {type(event).__name__}; "
+                f"add `@atoll.apply def _name(self, event: {type(event).__name__}) -> None`"
+            )
+        stored, read = event_type.stored(event)
+        if len(stored.data) > self.event_bytes_max:
+            raise ValueError(
+                f"the event {stored.name} has {len(stored.data)} bytes, more than event_bytes_max "
+                f"({self.event_bytes_max})"
+            )
+        self.events.append(stored)
+        return read
+
+
+class Context:
+    """`self.context`: there while a command, a query or a hook of the entity runs."""
+
+    __slots__ = ("_stage",)
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    @property
+    def id(self) -> str:
+        """The entity's ID."""
+        return self._stage.id
+
+    @property
+    def now(self) -> datetime.datetime:
+        """The time of this turn, in UTC: the same however often it is read."""
+        return _EPOCH + datetime.timedelta(milliseconds=self._stage.turn.now_ms)
+
+    @property
+    def deadline(self) -> datetime.datetime:
+        """When the caller stops waiting, in UTC, by this host's clock."""
+        try:
+            return self.now + datetime.timedelta(seconds=self._stage.turn.deadline_s)
+        except OverflowError:
+            return _END_OF_TIME
+
+    @property
+    def resources(self) -> Any:
+        """What the app's `resources` gave this host: pools, clients. The same object for all entities of the host."""
+        return self._stage.resources
+
+    def delete(self) -> None:
+        """Forget this entity's state when this command succeeds; the next command begins from the defaults.
+
+        Its version goes on counting. Raises `RuntimeError` in queries and hooks.
+        """
+        self._stage.may_write("context.delete()")
+        self._stage.deleted = True
+
+    def passivate(self) -> None:
+        """Let this entity leave memory after this turn, until it is called again; nothing is lost by it."""
+        if not self._stage.open:
+            raise RuntimeError(f"context.passivate() after the turn of {self.id} ended")
+        self._stage.passivate = True
+
+    def __repr__(self) -> str:
+        return f"<context of {self._stage.kind.name}/{self.id} at {self.now.isoformat()}>"

@@ -1,0 +1,128 @@
+"""The decorators of an entity class: `command`, `query` and `apply`, used bare.
+
+They only mark. What a mark means is worked out when the whole class is there (kind.py). `Command` and `Query` are what
+type checkers see on a reference: `alice.deposit(10)` is a coroutine of the handler's result, `alice.deposit.tell(10)`
+exists for commands only. At run time a reference has sendable ones of its own (reference.py); the ones here stand in
+the class, are values that name their handler, and refuse to be called: inside an entity, shared logic belongs in a
+plain method.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, overload
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_Method = TypeVar("_Method", bound=Callable[..., None])
+
+
+class Command(Generic[P, R]):
+    """A command of an entity class. On a reference it is sent by calling it; see `tell` and `using`."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        _adopt(self, function)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.__name__ = name
+        self.__qualname__ = f"{owner.__qualname__}.{name}"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Ask: the result, after the command's effects are committed. Raises the `AtollError` that tells its fate."""
+        _refuse_call(self.__qualname__)
+
+    def tell(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, None]:
+        """Return once the command is durably accepted; it runs exactly once, and its result goes nowhere."""
+        _refuse_call(self.__qualname__)
+
+    def using(
+        self, *, command_id: str | None = None, timeout: float | None = None, fail_fast: bool | None = None
+    ) -> Command[P, R]:
+        """The same command, sent with other options.
+
+        `command_id`: idempotency key, so that a repeat of it returns the recorded reply; `timeout`: seconds until its
+        deadline; `fail_fast`: at a full queue raise `Overloaded` at once instead of waiting.
+        """
+        _refuse_call(self.__qualname__)
+
+    def __repr__(self) -> str:
+        return f"<command {self.__qualname__}>"
+
+
+class Query(Generic[P, R]):
+    """A query of an entity class. On a reference it is sent by calling it. It never writes, and has no `tell`."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        _adopt(self, function)
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.__name__ = name
+        self.__qualname__ = f"{owner.__qualname__}.{name}"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Ask: the result, after all that it saw is committed. Raises the `AtollError` that tells its fate."""
+        _refuse_call(self.__qualname__)
+
+    def using(self, *, timeout: float | None = None, fail_fast: bool | None = None) -> Query[P, R]:
+        """The same query, sent with other options: see `Command.using`."""
+        _refuse_call(self.__qualname__)
+
+    def __repr__(self) -> str:
+        return f"<query {self.__qualname__}>"
+
+
+def _adopt(mark: Any, function: Callable[..., Any]) -> None:
+    """Let the mark look like its function, also to `inspect.signature` and documentation tools."""
+    kind = type(mark).__name__.lower()
+    if not inspect.isfunction(function):
+        raise TypeError(f"@atoll.{kind} is used bare, right above a def or async def; it got {function!r}")
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"@atoll.{kind} {function.__qualname__}: a handler returns its result, it cannot yield")
+    mark.__wrapped__ = function
+    mark.__name__ = function.__name__
+    mark.__qualname__ = function.__qualname__
+    mark.__module__ = function.__module__
+    mark.__doc__ = function.__doc__
+    mark.__isabstractmethod__ = getattr(function, "__isabstractmethod__", False)
+
+
+def _refuse_call(name: str) -> NoReturn:
+    raise TypeError(
+        f"{name} is a handler and cannot be called inside an entity or on its class: move what handlers share into a "
+        f"plain method and call that; from outside, call it on a reference"
+    )
+
+
+@overload
+def command(function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Command[P, R]: ...
+@overload
+def command(function: Callable[Concatenate[Any, P], R]) -> Command[P, R]: ...
+def command(function: Callable[..., Any]) -> Command[..., Any]:
+    """Mark a method (`def` or `async def`) as a command: it may change state, and runs exactly once."""
+    return Command(function)
+
+
+@overload
+def query(function: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]) -> Query[P, R]: ...
+@overload
+def query(function: Callable[Concatenate[Any, P], R]) -> Query[P, R]: ...
+def query(function: Callable[..., Any]) -> Query[..., Any]:
+    """Mark a method (`def` or `async def`) as a query: it reads, and a change that it made is undone and refused."""
+    return Query(function)
+
+
+def apply(method: _Method) -> _Method:
+    """Mark `def _name(self, event: SomeEvent)` as what changes state for that event: the only place that may.
+
+    It runs when the event is emitted and again whenever state is rebuilt, so it must depend on state and event alone.
+    The annotation may be a union of events.
+    """
+    if not inspect.isfunction(method) or inspect.iscoroutinefunction(method):
+        raise TypeError(f"@atoll.apply is used bare, right above a def (not async: it is replayed); it got {method!r}")
+    method.__dict__[APPLIES] = True
+    return method
+
+
+APPLIES = "__atoll_apply__"
+"""The mark that `apply` leaves on its method."""

@@ -1,0 +1,185 @@
+"""The coordinator's shell: reads the store, lets the pure coordinator decide, writes, and pokes the hosts.
+
+It keeps a connection to every host. That it closes is the fast sign of a death, and a new connection that a live kernel
+refuses is the proof (a host closes its listener only by dying). While it is down, everything placed keeps working.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from ..actors.errors import StoreError
+from ..actors.settings import Settings
+from ..actors.world import World
+from ..persistence.spi import HostRow, HostState, ShardRow, Store
+from ..sharding.coordinator import Coordinator
+from ..sharding.messages import Message, Poke
+from .link import Link, open_link
+from .network import Network, Probe
+from .token import Token
+from .wire import Welcome
+
+log = logging.getLogger("atoll.coordinator")
+
+PROBE_TIMEOUT_S = 0.5
+
+
+class Coordination:
+    def __init__(
+        self,
+        app_name: str,
+        *,
+        store: Store,
+        settings: Settings,
+        world: World,
+        network: Network,
+        token: Token,
+        hosts_wanted: int = 1,
+        host_lost: Callable[[HostRow], None] = lambda host: None,
+    ) -> None:
+        """`hosts_wanted`: nothing is placed for the first time before so many are live, so that the first ones do not
+        take everything. `host_lost` hears of every host that was condemned."""
+        self._app_name = app_name
+        self._store = store
+        self._settings = settings
+        self._world = world
+        self._network = network
+        self._token = token
+        self._hosts_wanted = hosts_wanted
+        self._host_lost = host_lost
+        self._coordinator = Coordinator(settings.lease_s, reads_gap_max_s=settings.lease_s / 2)
+        self._links: dict[int, Link] = {}
+        self._dialing: set[int] = set()
+        self._dead: set[int] = set()
+        self._suspects: set[int] = set()
+        self._look = asyncio.Event()
+        self._sessions: dict[int, tuple[int, float]] = {}
+        self._sessions_looked = float("-inf")
+
+    def poke(self) -> None:
+        """Look now."""
+        self._look.set()
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.step()
+                await self._expire_sessions()
+            except StoreError as error:
+                log.warning("the store does not answer, looking again: %s", error)
+            try:
+                async with asyncio.timeout(self._settings.store_poll_s):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+            self._look.clear()
+
+    def hosts_wanted(self, count: int) -> None:
+        self._hosts_wanted = count
+        self.poke()
+
+    async def step(self) -> None:
+        """One round: read, decide, write."""
+        began = self._world.monotonic()
+        hosts = await self._store.hosts()
+        shards = await self._store.shards()
+        ended = self._world.monotonic()
+        for host in hosts:
+            if host.state is HostState.LIVE:
+                self._connect(host)
+        await self._prove([host for host in hosts if host.incarnation in self._suspects])
+        decisions = self._coordinator.decide(began, ended, hosts, shards, frozenset(self._dead))
+        by_incarnation = {host.incarnation: host for host in hosts}
+        for incarnation, renewals in decisions.condemn:
+            if await self._store.condemn(incarnation, renewals):
+                log.warning("host %d at %s is condemned", incarnation, by_incarnation[incarnation].address)
+                self._host_lost(by_incarnation[incarnation])
+                self.poke()  # its shards are given away in the next round, on fresh facts
+        if decisions.assign and self._may_place(hosts, shards):
+            changed = await self._store.assign(decisions.assign)
+            log.info("assigned %d shards", len(changed))
+            for incarnation in {assignment.incarnation for assignment in decisions.assign}:
+                if incarnation in self._links:
+                    self._links[incarnation].send(Poke())
+
+    def _may_place(self, hosts: Sequence[HostRow], shards: Sequence[ShardRow]) -> bool:
+        if any(row.epoch for row in shards):
+            return True
+        return sum(host.state is HostState.LIVE for host in hosts) >= self._hosts_wanted
+
+    # ---- connections: the fast sign, and the proof -----------------------------------------------------------------
+
+    def _connect(self, host: HostRow) -> None:
+        if host.incarnation not in self._links and host.incarnation not in self._dialing:
+            self._dialing.add(host.incarnation)
+            self._world.spawn(self._dial(host), f"atoll-coordinator-dial-{host.incarnation}")
+
+    async def _dial(self, host: HostRow) -> None:
+        try:
+            await open_link(
+                self._network,
+                host.address,
+                self,
+                app=self._app_name,
+                token=self._token,
+                settings=self._settings,
+                world=self._world,
+                role="coordinator",
+            )
+        except (OSError, ValueError) as error:
+            log.debug("no connection to host %d: %s", host.incarnation, error)
+            self._suspect(host.incarnation)
+        finally:
+            self._dialing.discard(host.incarnation)
+
+    def welcomed(self, link: Link, welcome: Welcome) -> None:
+        self._links[welcome.incarnation] = link
+        self._suspects.discard(welcome.incarnation)
+
+    def received(self, link: Link, messages: list[Message]) -> None:
+        """Hosts tell a coordinator nothing that it acts on: its facts are the store's."""
+
+    def closed(self, link: Link, reason: str) -> None:
+        for incarnation in [i for i, known in self._links.items() if known is link]:
+            del self._links[incarnation]
+            self._suspect(incarnation)
+
+    def _suspect(self, incarnation: int) -> None:
+        self._suspects.add(incarnation)
+        self.poke()
+
+    async def _prove(self, suspects: Sequence[HostRow]) -> None:
+        for host in suspects:
+            if host.state is HostState.LIVE:
+                if await self._network.probe(host.address, PROBE_TIMEOUT_S) is not Probe.REFUSED:
+                    continue  # stopped, cut off or busy: its lease decides
+                self._dead.add(host.incarnation)
+            self._suspects.discard(host.incarnation)
+
+    # ---- sessions --------------------------------------------------------------------------------------------------
+
+    async def _expire_sessions(self) -> None:
+        """Forget clients that no host has renewed for the session time, counted on this process's own clock."""
+        settings = self._settings
+        began = self._world.monotonic()
+        if began - self._sessions_looked < settings.session_touch_s:
+            return
+        sessions = await self._store.sessions()
+        ended = self._world.monotonic()
+        if began - self._sessions_looked > 3 * settings.session_touch_s:
+            self._sessions.clear()  # what happened in the gap is not known
+        self._sessions_looked = ended
+        silent = []
+        seen = {}
+        for client, renewals in sessions.items():
+            known, since = self._sessions.get(client, (-1, ended))
+            since = since if known == renewals else ended
+            seen[client] = (renewals, since)
+            if began - since > settings.session_s:
+                silent.append((client, renewals))
+        self._sessions = seen
+        if silent:
+            gone = await self._store.expire_sessions(silent)
+            log.info("%d client sessions expired", len(gone))

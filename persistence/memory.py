@@ -1,0 +1,240 @@
+"""The memory store: every promise of spi.py in its shortest form. The other stores are compared with it.
+
+Plain data, no threads, no clock: a method runs without a pause, so each is one transaction. What it keeps are frozen
+structs, so nobody can change them from outside. Hosts of one process share the object, and it outlives every one of
+them: in tests and in the simulator that is how a store survives the death of its hosts. All its callers live on one
+loop.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+
+from msgspec.structs import replace
+
+from ..actors.errors import Fenced, IncompatibleStore
+from . import ownership
+from .records import ClientRow, Commit, EntityRow, NamedReply
+from .rows import client_after, entity_after
+from .spi import Assignment, HostRow, HostState, LogRow, ProcessIdentity, ShardRow, TableWrite
+
+
+class _Log:
+    """One incarnation's log."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, bytes] = {}  # insertion order is the order of n
+        self.newest = 0
+        self.seal: int | None = None
+
+
+class _Tables:
+    """The tables of one shard."""
+
+    def __init__(self) -> None:
+        self.entities: dict[tuple[str, str], EntityRow] = {}
+        self.clients: dict[int, ClientRow] = {}
+        self.named: dict[tuple[str, str, str], NamedReply] = {}
+        self.history: list[Commit] = []
+        self.history_by_entity: dict[tuple[str, str], list[Commit]] = {}
+
+
+class MemoryStore:
+    """`Store` in this process's memory. Durable as long as the object."""
+
+    def __init__(self) -> None:
+        self._app: str | None = None
+        self._hosts: dict[int, HostRow] = {}
+        self._logs: dict[int, _Log] = {}
+        self._shards: list[ShardRow] = []
+        self._tables: list[_Tables] = []
+        self._sessions: dict[int, int] = {}
+        self._last_session = 0
+
+    # ---- life ------------------------------------------------------------------------------------------------
+    async def open(self, app: str, shards: int) -> None:
+        if self._app is None:
+            self._app = app
+            self._shards = [ownership.unowned(shard) for shard in range(shards)]
+            self._tables = [_Tables() for _ in range(shards)]
+        elif (self._app, len(self._shards)) != (app, shards):
+            raise IncompatibleStore(
+                f"this memory store holds app {self._app!r} with {len(self._shards)} shards, "
+                f"not {app!r} with {shards}: use another store, or open it as what it is"
+            )
+
+    async def close(self) -> None:
+        pass
+
+    # ---- hosts and leases ------------------------------------------------------------------------------------
+    async def register_host(self, address: str, node: str, process: ProcessIdentity | None) -> int:
+        incarnation = len(self._hosts) + 1
+        self._logs[incarnation] = _Log()
+        self._hosts[incarnation] = HostRow(incarnation, address, HostState.LIVE, 0, node, process)
+        return incarnation
+
+    async def renew(self, incarnation: int) -> bool:
+        if not self._is_live(incarnation):
+            return False
+        row = self._hosts[incarnation]
+        self._hosts[incarnation] = replace(row, renewals=row.renewals + 1)
+        return True
+
+    async def hosts(self) -> list[HostRow]:
+        named = {owner for row in self._shards for owner in row.owners}
+        return [row for row in self._hosts.values() if row.state is not HostState.SEALED or row.incarnation in named]
+
+    async def condemn(self, incarnation: int, renewals: int) -> bool:
+        row = self._hosts.get(incarnation)
+        if row is None:
+            return False
+        state = ownership.condemned(row.state, row.renewals, renewals)
+        self._hosts[incarnation] = replace(row, state=state)
+        return state is not HostState.LIVE
+
+    def _is_live(self, incarnation: int) -> bool:
+        return incarnation in self._hosts and self._hosts[incarnation].state is HostState.LIVE
+
+    # ---- ownership -------------------------------------------------------------------------------------------
+    async def shards(self) -> list[ShardRow]:
+        return list(self._shards)
+
+    async def assign(self, assignments: Sequence[Assignment]) -> frozenset[int]:
+        changed = set()
+        for assignment in assignments:
+            row = ownership.assigned(self._row(assignment.shard), assignment)
+            if row is not None and self._is_live(assignment.incarnation):
+                self._shards[row.shard] = row
+                changed.add(row.shard)
+        return frozenset(changed)
+
+    async def claim(self, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[ShardRow]:
+        taken = []
+        for shard, epoch in claims if self._is_live(incarnation) else ():
+            row = ownership.claimed(self._row(shard), incarnation, epoch)
+            if row is not None:
+                self._shards[shard] = row
+                taken.append(row)
+        return taken
+
+    def _row(self, shard: int) -> ShardRow:
+        return self._shards[ownership.checked_shard(shard, len(self._shards))]
+
+    # ---- the log ---------------------------------------------------------------------------------------------
+    async def append(self, incarnation: int, n: int, content: bytes) -> None:
+        log = self._log(incarnation)
+        if log.seal is not None:
+            raise Fenced(f"log {incarnation} is sealed at {log.seal}: another owner took over")
+        if n > log.newest + 1:
+            raise ValueError(f"log {incarnation} ends at {log.newest}: row {n} would leave a gap")
+        if n == log.newest + 1:
+            log.rows[n] = bytes(content)
+            log.newest = n
+        elif log.rows.get(n) != content:
+            raise Fenced(f"log {incarnation} holds something else at or above row {n}: this writer is not its owner")
+
+    async def seal(self, incarnation: int) -> int:
+        log = self._log(incarnation)
+        if log.seal is None:
+            log.seal = log.newest + 1
+        self._hosts[incarnation] = replace(self._hosts[incarnation], state=HostState.SEALED)
+        return log.seal
+
+    async def read_log(self, incarnation: int, after_n: int = 0) -> list[LogRow]:
+        return [LogRow(n, content) for n, content in self._log(incarnation).rows.items() if n > after_n]
+
+    async def delete_log_rows(self, incarnation: int, through_n: int) -> None:
+        log = self._log(incarnation)
+        for n in [n for n in log.rows if n <= through_n and n != log.newest]:
+            del log.rows[n]
+
+    def _log(self, incarnation: int) -> _Log:
+        if incarnation not in self._logs:
+            raise ValueError(f"no host was ever registered as incarnation {incarnation}")
+        return self._logs[incarnation]
+
+    # ---- tables ----------------------------------------------------------------------------------------------
+    async def checkpoint(self, incarnation: int, writes: Sequence[TableWrite]) -> frozenset[int]:
+        refused = set()
+        for write in writes:
+            if write.end is not None:  # before anything is written: a transaction that raises leaves no trace
+                ownership.fresh_commits(self._row(write.shard), write.end)
+        for write in writes:
+            if ownership.may_write(self._row(write.shard), incarnation, write.epoch):
+                self._write(incarnation, write)
+            else:
+                refused.add(write.shard)
+        return frozenset(refused)
+
+    def _write(self, incarnation: int, write: TableWrite) -> None:
+        tables = self._tables_of(write.shard)
+        for entity in write.entities:
+            key = (entity.kind, entity.id)
+            tables.entities[key] = entity_after(tables.entities.get(key), entity)
+        for client in write.clients:
+            tables.clients[client.client] = client_after(tables.clients.get(client.client), client)
+        for forgotten in write.forgotten_clients:
+            tables.clients.pop(forgotten, None)
+        for named in write.named:
+            tables.named.setdefault((named.kind, named.id, named.command_id), named)
+        for key in [key for key, named in tables.named.items() if named.time_ms < write.forget_named_before_ms]:
+            del tables.named[key]
+        if write.end is not None:
+            row = self._row(write.shard)
+            for commit in ownership.fresh_commits(row, write.end):
+                tables.history.append(commit)
+                tables.history_by_entity.setdefault((commit.kind, commit.id), []).append(commit)
+            self._shards[write.shard] = ownership.ended(row, incarnation, write.end)
+
+    def _tables_of(self, shard: int) -> _Tables:
+        return self._tables[ownership.checked_shard(shard, len(self._tables))]
+
+    async def read_entity(self, shard: int, kind: str, id: str) -> EntityRow | None:
+        return self._tables_of(shard).entities.get((kind, id))
+
+    async def read_commits(
+        self, shard: int, kind: str, id: str, after_seq: int = 0, to_seq: int | None = None, limit: int | None = None
+    ) -> list[Commit]:
+        commits = self._tables_of(shard).history_by_entity.get((kind, id), [])
+        first = bisect_right(commits, after_seq, key=lambda commit: commit.seq)
+        last = len(commits) if to_seq is None else bisect_right(commits, to_seq, key=lambda commit: commit.seq)
+        return _at_most(limit, commits[first:last])
+
+    async def read_history(self, shard: int, after_position: int = 0, limit: int | None = None) -> list[Commit]:
+        history = self._tables_of(shard).history
+        return _at_most(limit, history[bisect_right(history, after_position, key=lambda commit: commit.position) :])
+
+    async def read_clients(self, shard: int) -> list[ClientRow]:
+        return [row for _client, row in sorted(self._tables_of(shard).clients.items())]
+
+    async def read_named(self, shard: int, kind: str, id: str, command_id: str) -> NamedReply | None:
+        return self._tables_of(shard).named.get((kind, id, command_id))
+
+    # ---- client sessions -------------------------------------------------------------------------------------
+    async def open_session(self) -> int:
+        self._last_session += 1
+        self._sessions[self._last_session] = 0
+        return self._last_session
+
+    async def touch_sessions(self, clients: Iterable[int]) -> frozenset[int]:
+        missing = set()
+        for client in clients:
+            if client in self._sessions:
+                self._sessions[client] += 1
+            else:
+                missing.add(client)
+        return frozenset(missing)
+
+    async def sessions(self) -> dict[int, int]:
+        return dict(self._sessions)
+
+    async def expire_sessions(self, observed: Sequence[tuple[int, int]]) -> frozenset[int]:
+        for client, renewals in observed:
+            if self._sessions.get(client) == renewals:
+                del self._sessions[client]
+        return frozenset(client for client, _renewals in observed if client not in self._sessions)
+
+
+def _at_most(limit: int | None, commits: list[Commit]) -> list[Commit]:
+    return commits if limit is None else commits[: max(limit, 0)]

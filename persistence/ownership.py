@@ -1,0 +1,86 @@
+"""The life of a shard's row and of a host's state, as functions. Pure: the stores perform what is decided here.
+
+    FREE --assign*--> ASSIGNED --claim--> OWNED --release*--> FREE         (* epoch + 1)
+                        |   ^               |
+                        +---+ assign*       +--assign*--> ASSIGNED
+
+Whether an incarnation is LIVE stands in another row, so the store looks that up before it asks here.
+"""
+
+from __future__ import annotations
+
+from msgspec.structs import replace
+
+from .records import Commit
+from .spi import Assignment, CheckpointEnd, HostState, ShardRow, ShardState
+
+
+def checked_shard(shard: int, shards: int) -> int:
+    """Return `shard` if the store has it, else raise `ValueError`: the caller hashed by another shard count."""
+    if not 0 <= shard < shards:
+        raise ValueError(f"shard {shard} does not exist: this store has shards 0 to {shards - 1}")
+    return shard
+
+
+def unowned(shard: int) -> ShardRow:
+    """The row of a shard that nobody has owned yet."""
+    return ShardRow(shard, ShardState.FREE, epoch=0, assigned=None, owner=None, owners=(), position=0)
+
+
+def assigned(row: ShardRow, assignment: Assignment) -> ShardRow | None:
+    """The row after the assignment, or None when the decision was made on another epoch."""
+    if row.epoch != assignment.expected_epoch:
+        return None
+    return replace(
+        row, state=ShardState.ASSIGNED, epoch=row.epoch + 1, assigned=assignment.incarnation, owner=None
+    )  # owners and p stay: what was not released must still be sealed and read
+
+
+def claimed(row: ShardRow, incarnation: int, epoch: int) -> ShardRow | None:
+    """The row after the claim, or None when it is not this incarnation's to take. A repeat gives the row as it is."""
+    if row.epoch != epoch or row.assigned != incarnation or row.state is ShardState.FREE:
+        return None
+    if row.state is ShardState.OWNED:
+        return row
+    before = tuple(owner for owner in row.owners if owner != incarnation)
+    return replace(row, state=ShardState.OWNED, owner=incarnation, owners=(*before, incarnation))
+
+
+def may_write(row: ShardRow, incarnation: int, epoch: int) -> bool:
+    """Whether a checkpoint of `incarnation`, made under `epoch`, may touch the shard's tables (rule 7)."""
+    return row.state is ShardState.OWNED and row.owner == incarnation and row.epoch == epoch
+
+
+def fresh_commits(row: ShardRow, end: CheckpointEnd) -> tuple[Commit, ...]:
+    """Those of `end.commits` that history does not hold yet. Raises `ValueError` when they are not in order of
+    position, or lie above `end.position`: then the caller would lose them when it lets go of the log."""
+    last = 0
+    for commit in end.commits:
+        if not last < commit.position <= end.position:
+            raise ValueError(
+                f"shard {row.shard}: commit at position {commit.position} after {last}, in a checkpoint through "
+                f"{end.position}: commits are given in order of position, none above it"
+            )
+        last = commit.position
+    return tuple(commit for commit in end.commits if commit.position > row.position)
+
+
+def ended(row: ShardRow, incarnation: int, end: CheckpointEnd) -> ShardRow:
+    """The row after the last part of a checkpoint; with `release` the shard is nobody's."""
+    position = max(row.position, end.position)
+    if end.release:
+        return replace(
+            row,
+            state=ShardState.FREE,
+            epoch=row.epoch + 1,
+            assigned=None,
+            owner=None,
+            owners=(),
+            position=position,
+        )
+    return replace(row, owners=(incarnation,), position=position)
+
+
+def condemned(state: HostState, renewals: int, observed: int) -> HostState:
+    """A host's state after someone who saw `observed` renewals wants it condemned."""
+    return HostState.GONE if state is HostState.LIVE and renewals == observed else state

@@ -1,0 +1,81 @@
+"""Taking shards over: claim, seal, read, lay over. The order is the safety (any other order loses data).
+
+    claim     compare-and-set on the epoch that the coordinator decided; from now on the rows name me as an owner
+    seal      the log of every incarnation that owned one of the shards and has not released it
+    read      p, the client rows, and the logs' records above p: nothing can change them any more but me
+    lay       the records over the client rows and into the overlay, in order of position
+    open      the caller's business: nothing of the shard is staged before
+
+What the tail holds belongs to the new owner's dirty set, entities that it never activates included.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import msgspec
+
+from ..actors.errors import CorruptRecord
+from .overlay import Overlay
+from .records import ClientRow, Record, decode_batch
+from .spi import ShardRow, ShardState, Store
+
+
+class RecoveredShard(msgspec.Struct):
+    """Everything the tables and tails say of one shard, as of its claim."""
+
+    row: ShardRow
+    position: int
+    clients: list[ClientRow]
+    tail: list[Record]
+    """Records above p, in order, already laid into `overlay`; their client parts are for the windows."""
+    overlay: Overlay
+
+
+async def take_over(store: Store, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[RecoveredShard]:
+    """Claim (shard, epoch) pairs and recover those that were taken.
+
+    Raises `CorruptRecord` when a log or table does not prove itself; the shards then stay claimed but unopened.
+    """
+    claimed = await store.claim(incarnation, claims)
+    if not claimed:
+        return []
+    sealed = {owner for row in claimed for owner in row.owners if owner != incarnation}
+    for owner in sorted(sealed):
+        await store.seal(owner)
+    epochs = {row.shard: row.epoch for row in claimed}
+    # p is read after the seals: what the old owner's last checkpoint did is in it, what comes later cannot be
+    rows = {row.shard: row for row in await store.shards() if row.shard in epochs}
+    tails: dict[int, list[Record]] = defaultdict(list)
+    for owner in sorted(sealed):
+        for log_row in await store.read_log(owner):
+            for record in decode_batch(log_row.content, owner, log_row.n):
+                row = rows.get(record.shard)
+                if row is not None and record.position > row.position:
+                    tails[record.shard].append(record)
+    recovered = []
+    for shard, row in sorted(rows.items()):
+        if row.state is not ShardState.OWNED or row.owner != incarnation or row.epoch != epochs[shard]:
+            continue  # lost again meanwhile
+        tail = sorted(tails[shard], key=lambda record: record.position)
+        recovered.append(RecoveredShard(row, _checked(row, tail), await store.read_clients(shard), tail, _lay(tail)))
+    return recovered
+
+
+def _checked(row: ShardRow, tail: list[Record]) -> int:
+    """The last position. Positions are gapless over all owners: a hole means that a log lost rows."""
+    for expected, record in enumerate(tail, row.position + 1):
+        if record.position != expected:
+            raise CorruptRecord(
+                f"shard {row.shard}: expected position {expected} after p = {row.position}, found {record.position} "
+                f"in the logs of {row.owners}: a log lost rows; restore this store from a backup"
+            )
+    return row.position + len(tail)
+
+
+def _lay(tail: list[Record]) -> Overlay:
+    overlay = Overlay()
+    for record in tail:
+        overlay.lay(record)
+    return overlay

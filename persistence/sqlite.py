@@ -1,0 +1,221 @@
+"""The SQLite store: the embedded default. One machine, one folder, nothing to install.
+
+    thread      connection to            does
+    log         logs/N.db of our own     appends: the hot path, alone with its file
+    logs        logs/N.db of others      seals, reads tails, drops rows
+    writer      tables.db                assign, claim, checkpoint
+    reader      tables.db                activations, ownership polls
+    leases      leases.db                renewals, condemnations, sessions
+
+Hosts never meet on a commit: each incarnation has a log file of its own. They meet in tables.db (background work in
+small transactions) and in leases.db (a few rows). SQL never runs on an event loop, and every method may be called from
+any event loop of the process, so the lease can be renewed from one of its own.
+
+A process that was stopped while it held a lock would keep everybody out: before a log is sealed its process is killed,
+and a stopped process that holds a lock of a shared file is killed by the first who meets it (process.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from . import ownership
+from .records import ClientRow, Commit, EntityRow, NamedReply
+from .spi import Assignment, HostRow, HostState, LogRow, ProcessIdentity, ShardRow, TableWrite
+from .sqlite_folder import open_folder
+from .sqlite_leases import Leases, in_slices
+from .sqlite_log import OtherLogs, OwnLogs
+from .sqlite_tables import TablesReader, TablesWriter
+from .sqlite_worker import Worker
+
+_WALL_CLOCK_S = 1e9
+"""A start time above this (31 years after boot) was read from the wall clock."""
+
+
+class _Threads:
+    """The five threads of an open store."""
+
+    def __init__(self, folder: Path, app: str, shards: int) -> None:
+        def open_writer() -> TablesWriter:
+            open_folder(folder, app, shards)
+            return TablesWriter(folder)
+
+        self.writer = Worker("atoll-writer", open_writer)
+        self.reader = Worker("atoll-reader", lambda: TablesReader(folder))
+        self.leases = Worker("atoll-leases", lambda: Leases(folder))
+        self.own_logs = Worker("atoll-log", lambda: OwnLogs(folder, app))
+        self.other_logs = Worker("atoll-logs", lambda: OtherLogs(folder, app))
+
+    async def close(self) -> None:
+        for worker in (self.own_logs, self.other_logs, self.writer, self.reader, self.leases):
+            await worker.close()
+
+
+class SQLiteStore:
+    """`Store` in a folder of this machine. Make one per process and `open` it there: it does not survive a fork."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).absolute()
+        self._shards = 0
+        self._open: _Threads | None = None
+        self._registered: set[int] = set()
+        """Incarnations that are known to have a row and a log; both stay for ever."""
+
+    # ---- life ------------------------------------------------------------------------------------------------
+    async def open(self, app: str, shards: int) -> None:
+        if self._open is not None:
+            raise RuntimeError("this store is open already: close it first, or make another one")
+        threads = _Threads(self.folder, app, shards)
+        try:
+            await threads.writer.run(TablesWriter.ping)
+            await threads.reader.run(TablesReader.shards)
+            await threads.leases.run(Leases.hosts_not_sealed)
+        except BaseException:
+            await threads.close()
+            raise
+        self._shards, self._open = shards, threads
+
+    async def close(self) -> None:
+        threads, self._open = self._open, None
+        if threads is not None:
+            await threads.close()
+
+    @property
+    def _threads(self) -> _Threads:
+        if self._open is None:
+            raise RuntimeError("this store is not open: await store.open(app, shards) first")
+        return self._open
+
+    # ---- hosts and leases ------------------------------------------------------------------------------------
+    async def register_host(self, address: str, node: str, process: ProcessIdentity | None) -> int:
+        if process is not None and process.started > _WALL_CLOCK_S:
+            raise ValueError(
+                "ProcessIdentity.started counts from boot: make it with persistence.process.this_process()"
+            )
+        threads = self._threads
+        incarnation = await threads.leases.run(Leases.reserve_incarnation)
+        await threads.own_logs.run(OwnLogs.create, incarnation)
+        row = HostRow(incarnation, address, HostState.LIVE, 0, node, process)
+        await threads.leases.run(Leases.add_host, row)
+        self._registered.add(incarnation)
+        return incarnation
+
+    async def renew(self, incarnation: int) -> bool:
+        return await self._threads.leases.run(Leases.renew, incarnation)
+
+    async def hosts(self) -> list[HostRow]:
+        threads = self._threads
+        # In this order: a host that is sealed after the first look was in it, one sealed before it is looked up by
+        # name.
+        found = {row.incarnation: row for row in await threads.leases.run(Leases.hosts_not_sealed)}
+        named = await threads.reader.run(TablesReader.named_owners)
+        if not named <= found.keys():
+            others = await threads.leases.run(Leases.hosts_named, sorted(named - found.keys()))
+            found.update((row.incarnation, row) for row in others)
+        return [row for _incarnation, row in sorted(found.items())]
+
+    async def condemn(self, incarnation: int, renewals: int) -> bool:
+        return await self._threads.leases.run(Leases.condemn, incarnation, renewals)
+
+    # ---- ownership -------------------------------------------------------------------------------------------
+    async def shards(self) -> list[ShardRow]:
+        return await self._threads.reader.run(TablesReader.shards)
+
+    async def assign(self, assignments: Sequence[Assignment]) -> frozenset[int]:
+        self._check_shards(assignment.shard for assignment in assignments)
+        return await self._threads.writer.run(TablesWriter.assign, assignments)
+
+    async def claim(self, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[ShardRow]:
+        self._check_shards(shard for shard, _epoch in claims)
+        return await self._threads.writer.run(TablesWriter.claim, incarnation, claims)
+
+    def _check_shards(self, shards: Iterable[int]) -> None:
+        for shard in shards:
+            ownership.checked_shard(shard, self._shards)
+
+    # ---- the log ---------------------------------------------------------------------------------------------
+    async def append(self, incarnation: int, n: int, content: bytes) -> None:
+        if incarnation not in self._registered:
+            await self._check_registered(incarnation)
+        await self._threads.own_logs.run(OwnLogs.append, incarnation, n, content)
+
+    async def seal(self, incarnation: int) -> int:
+        threads = self._threads
+        host = await threads.leases.run(Leases.host, incarnation)
+        if host is None:
+            raise _never_registered(incarnation)
+        n = await threads.other_logs.run(OtherLogs.seal, incarnation, host.process)
+        await threads.leases.run(Leases.mark_sealed, incarnation)
+        return n
+
+    async def read_log(self, incarnation: int, after_n: int = 0) -> list[LogRow]:
+        await self._check_registered(incarnation)
+        return await self._threads.other_logs.run(OtherLogs.read, incarnation, after_n)
+
+    async def delete_log_rows(self, incarnation: int, through_n: int) -> None:
+        await self._check_registered(incarnation)
+        threads = self._threads
+        # Slice by slice: between two of them the log's thread takes an append.
+        if await threads.own_logs.run(OwnLogs.has, incarnation):
+            while await threads.own_logs.run(OwnLogs.delete_slice, incarnation, through_n):
+                pass
+        else:
+            while await threads.other_logs.run(OtherLogs.delete_slice, incarnation, through_n):
+                pass
+
+    async def _check_registered(self, incarnation: int) -> None:
+        if incarnation not in self._registered:
+            if not await self._threads.leases.run(Leases.is_registered, incarnation):
+                raise _never_registered(incarnation)
+            self._registered.add(incarnation)
+
+    # ---- tables ----------------------------------------------------------------------------------------------
+    async def checkpoint(self, incarnation: int, writes: Sequence[TableWrite]) -> frozenset[int]:
+        self._check_shards(write.shard for write in writes)
+        return await self._threads.writer.run(TablesWriter.checkpoint, incarnation, writes)
+
+    async def read_entity(self, shard: int, kind: str, id: str) -> EntityRow | None:
+        self._check_shards((shard,))
+        return await self._threads.reader.run(TablesReader.entity, shard, kind, id)
+
+    async def read_commits(
+        self, shard: int, kind: str, id: str, after_seq: int = 0, to_seq: int | None = None, limit: int | None = None
+    ) -> list[Commit]:
+        self._check_shards((shard,))
+        return await self._threads.reader.run(TablesReader.commits, shard, kind, id, after_seq, to_seq, limit)
+
+    async def read_history(self, shard: int, after_position: int = 0, limit: int | None = None) -> list[Commit]:
+        self._check_shards((shard,))
+        return await self._threads.reader.run(TablesReader.history, shard, after_position, limit)
+
+    async def read_clients(self, shard: int) -> list[ClientRow]:
+        self._check_shards((shard,))
+        return await self._threads.reader.run(TablesReader.clients, shard)
+
+    async def read_named(self, shard: int, kind: str, id: str, command_id: str) -> NamedReply | None:
+        self._check_shards((shard,))
+        return await self._threads.reader.run(TablesReader.named, shard, kind, id, command_id)
+
+    # ---- client sessions -------------------------------------------------------------------------------------
+    async def open_session(self) -> int:
+        return await self._threads.leases.run(Leases.open_session)
+
+    async def touch_sessions(self, clients: Iterable[int]) -> frozenset[int]:
+        missing: set[int] = set()
+        for some in in_slices(clients):
+            missing |= await self._threads.leases.run(Leases.touch_sessions, some)
+        return frozenset(missing)
+
+    async def sessions(self) -> dict[int, int]:
+        return await self._threads.leases.run(Leases.sessions)
+
+    async def expire_sessions(self, observed: Sequence[tuple[int, int]]) -> frozenset[int]:
+        gone: set[int] = set()
+        for some in in_slices(observed):
+            gone |= await self._threads.leases.run(Leases.expire_sessions, some)
+        return frozenset(gone)
+
+
+def _never_registered(incarnation: int) -> ValueError:
+    return ValueError(f"no host was ever registered as incarnation {incarnation}")

@@ -1,0 +1,266 @@
+"""One incarnation's log: a file with one table, whose key is fence, idempotence and order at once.
+
+    n = 0      the birth row: names app and incarnation, stays for ever
+    n = 1 ...  batches, as records.encode_batch made them
+    newest     the seal, once a successor took over; stays for ever, and nothing can follow it
+
+An append is one INSERT that succeeds only at newest + 1 and only above a row that is not a seal. So a writer can
+neither overwrite nor leave a gap nor step over the seal, and needs no read of its own before it writes.
+
+The file is made before its host is registered and never again: opening never creates, so a zombie cannot find a fresh
+log.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import apsw
+import msgspec
+
+from ..actors.errors import CorruptRecord, Fenced
+from .checksum import unwrap, wrap
+from .process import end_process
+from .records import log_place
+from .spi import LogRow, ProcessIdentity
+from .sqlite_file import Database, create_file, store_error
+
+DELETE_ROWS_MAX = 1000
+"""Rows and bytes dropped in one transaction, so that an append waits behind one slice and not behind all of them."""
+DELETE_BYTES_MAX = 4 << 20
+OTHER_LOGS_OPEN_MAX = 8
+"""Each costs three descriptors."""
+
+_SCHEMA = """
+CREATE TABLE log (
+    n       INTEGER PRIMARY KEY,
+    seal    INTEGER NOT NULL,
+    content BLOB NOT NULL
+) STRICT
+"""
+# `seal` is NULL, and so refused, unless the newest row stands at n - 1 and is no seal.
+_APPEND = """
+INSERT INTO log (n, seal, content)
+VALUES (?1, (SELECT CASE WHEN n = ?1 - 1 AND seal = 0 THEN 0 END FROM log ORDER BY n DESC LIMIT 1), ?2)
+"""
+
+
+class Birth(msgspec.Struct, array_like=True, frozen=True):
+    app: str
+    incarnation: int
+
+
+def log_path(folder: Path, incarnation: int) -> Path:
+    return folder / "logs" / f"{incarnation}.db"
+
+
+def create_log(folder: Path, app: str, incarnation: int) -> None:
+    """Make the log of a new incarnation, empty and durable. Its number was reserved for this call alone."""
+    birth = wrap(msgspec.msgpack.encode(Birth(app, incarnation)), _birth_place(incarnation))
+
+    def fill(connection: apsw.Connection) -> None:
+        connection.execute("INSERT INTO log VALUES (0, 0, ?)", (birth,))
+
+    if not create_file(log_path(folder, incarnation), _SCHEMA, fill):
+        raise CorruptRecord(
+            f"logs/{incarnation}.db is there although incarnation {incarnation} was never registered: "
+            "leases.db is older than the logs; restore the whole store from one backup"
+        )
+
+
+class LogFile:
+    """A connection to a log, for one thread."""
+
+    def __init__(self, folder: Path, app: str, incarnation: int) -> None:
+        self.incarnation = incarnation
+        self._database = Database(log_path(folder, incarnation))
+        self._connection = self._database.connection
+        try:
+            self._check_birth(Birth(app, incarnation))
+        except BaseException:
+            self._database.close()
+            raise
+
+    def _check_birth(self, expected: Birth) -> None:
+        place = _birth_place(self.incarnation)
+        row = self._database.row("SELECT content FROM log WHERE n = 0")
+        if row is None:
+            raise CorruptRecord(f"{place}: missing; restore this store from a backup")
+        if msgspec.msgpack.decode(unwrap(row[0], place), type=Birth) != expected:
+            raise CorruptRecord(f"{place}: it is the log of another app; restore this store from a backup")
+
+    def close(self) -> None:
+        self._database.close()
+
+    def append(self, n: int, content: bytes) -> None:
+        """See `Store.append`."""
+        try:
+            self._connection.execute(_APPEND, (n, content))
+        except apsw.ConstraintError:
+            self._explain_refusal(n, content)
+        except apsw.BusyError:
+            self._append_patiently(n, content)
+        except apsw.Error as error:
+            raise store_error(error, self._database.path) from error
+
+    def _append_patiently(self, n: int, content: bytes) -> None:
+        """Somebody seals this log or opens it after a crash: wait for the outcome."""
+        try:
+            self._database.write(_APPEND, (n, content))
+        except apsw.ConstraintError:
+            self._explain_refusal(n, content)
+
+    def _explain_refusal(self, n: int, content: bytes) -> None:
+        """Return when row n is what the caller wants; raise what it is otherwise."""
+        newest, seal = self._newest()
+        if seal:
+            raise Fenced(f"log {self.incarnation} is sealed at {newest}: another owner took over")
+        if n > newest + 1:
+            raise ValueError(f"log {self.incarnation} ends at {newest}: row {n} would leave a gap")
+        row = self._database.row("SELECT content FROM log WHERE n = ? AND n > 0", (n,))
+        if row is None or row[0] != content:
+            raise Fenced(
+                f"log {self.incarnation} holds something else at or above row {n}: this writer is not its owner"
+            )
+
+    def seal(self) -> int:
+        """See `Store.seal`; only the log's part of it."""
+        with self._database.transaction():
+            newest, seal = self._newest()
+            if seal:
+                unwrap(seal, _seal_place(self.incarnation, newest))
+                return newest
+            n = newest + 1
+            self._database.write(
+                "INSERT INTO log VALUES (?, 1, ?)", (n, wrap(b"seal", _seal_place(self.incarnation, n)))
+            )
+            # The transaction holds the write lock, so nothing can have come in above; rule 1 asks to look all the same.
+            assert self._newest()[0] == n, f"log {self.incarnation}: a row stands above its seal at {n}"
+        return n
+
+    def _newest(self) -> tuple[int, bytes | None]:
+        """The newest n, and its content if it is a seal."""
+        row = self._database.row(
+            "SELECT n, CASE seal WHEN 0 THEN NULL ELSE content END FROM log ORDER BY n DESC LIMIT 1"
+        )
+        if row is None:
+            raise CorruptRecord(f"{_birth_place(self.incarnation)}: missing; restore this store from a backup")
+        return row[0], row[1]
+
+    def read(self, after_n: int) -> list[LogRow]:
+        """See `Store.read_log`. A hole between rows is reported: rows are only ever dropped from the front."""
+        found: list[LogRow] = []
+        sealed_at: int | None = None
+        rows = self._database.rows("SELECT n, seal, content FROM log WHERE n > max(?, 0) ORDER BY n", (after_n,))
+        for n, seal, content in rows:
+            last = found[-1].n if found else n - 1
+            if sealed_at is not None or n != last + 1:
+                missing = (
+                    f"above its seal at {sealed_at}" if sealed_at is not None else f"follows {last}: rows are lost"
+                )
+                raise CorruptRecord(f"{log_place(self.incarnation, n)}: {missing}; restore this store from a backup")
+            if seal:
+                unwrap(content, _seal_place(self.incarnation, n))
+                sealed_at = n
+            else:
+                found.append(LogRow(n, content))
+        return found
+
+    def delete_slice(self, through_n: int) -> bool:
+        """Drop some of the rows up to `through_n`, in order; True when there are more to drop."""
+        with self._database.transaction():
+            rows = self._database.rows(
+                "SELECT n, length(content) FROM log "
+                "WHERE n BETWEEN 1 AND ? AND n < (SELECT max(n) FROM log WHERE seal = 0) ORDER BY n LIMIT ?",
+                (through_n, DELETE_ROWS_MAX),
+            )
+            last, size = 0, 0
+            for n, length in rows:
+                last, size = n, size + length
+                if size >= DELETE_BYTES_MAX:
+                    break
+            self._database.write("DELETE FROM log WHERE n BETWEEN 1 AND ?", (last,))
+        return bool(rows) and (last < rows[-1][0] or len(rows) == DELETE_ROWS_MAX)
+
+    def give_back_space(self) -> None:
+        """Shrink the file of a sealed log: nobody will use the free pages again. A living one keeps them."""
+        if self._newest()[1] is not None:
+            self._database.rows("PRAGMA incremental_vacuum")
+            self._connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+
+
+class OwnLogs:
+    """The logs that this process appends to, for one thread; it waits for nothing else. Mostly there is one."""
+
+    def __init__(self, folder: Path, app: str) -> None:
+        self._folder = folder
+        self._app = app
+        self._logs: dict[int, LogFile] = {}
+
+    def close(self) -> None:
+        for log in self._logs.values():
+            log.close()
+        self._logs.clear()
+
+    def create(self, incarnation: int) -> None:
+        create_log(self._folder, self._app, incarnation)
+        self.log(incarnation)
+
+    def log(self, incarnation: int) -> LogFile:
+        log = self._logs.get(incarnation)
+        if log is None:
+            log = self._logs[incarnation] = LogFile(self._folder, self._app, incarnation)
+        return log
+
+    def has(self, incarnation: int) -> bool:
+        return incarnation in self._logs
+
+    def append(self, incarnation: int, n: int, content: bytes) -> None:
+        self.log(incarnation).append(n, content)
+
+    def delete_slice(self, incarnation: int, through_n: int) -> bool:
+        return self.log(incarnation).delete_slice(through_n)
+
+
+class OtherLogs:
+    """The logs that this process takes over, for one thread. Recovery reads one log for many shards, so the last few
+    stay open; closing one folds its WAL back, which a failover has no time for."""
+
+    def __init__(self, folder: Path, app: str) -> None:
+        self._folder = folder
+        self._app = app
+        self._logs: dict[int, LogFile] = {}  # the most recently used last
+
+    def close(self) -> None:
+        for log in self._logs.values():
+            log.close()
+        self._logs.clear()
+
+    def _log(self, incarnation: int) -> LogFile:
+        log = self._logs.pop(incarnation, None) or LogFile(self._folder, self._app, incarnation)
+        self._logs[incarnation] = log
+        if len(self._logs) > OTHER_LOGS_OPEN_MAX:
+            self._logs.pop(next(iter(self._logs))).close()
+        return log
+
+    def seal(self, incarnation: int, process: ProcessIdentity | None) -> int:
+        """Rule 18: first the old process, which may hold this file's lock while it is stopped."""
+        end_process(process)
+        return self._log(incarnation).seal()
+
+    def read(self, incarnation: int, after_n: int) -> list[LogRow]:
+        return self._log(incarnation).read(after_n)
+
+    def delete_slice(self, incarnation: int, through_n: int) -> bool:
+        more = self._log(incarnation).delete_slice(through_n)
+        if not more:
+            self._log(incarnation).give_back_space()
+        return more
+
+
+def _birth_place(incarnation: int) -> str:
+    return f"log {incarnation}, birth row"
+
+
+def _seal_place(incarnation: int, n: int) -> str:
+    return f"log {incarnation}, seal {n}"

@@ -1,0 +1,67 @@
+"""The tables of tables.db, schema version 1. Keys stand in the order in which a checkpoint writes and recovery reads.
+
+Every `row` is a MessagePack struct of records.py or spi.py behind a checksum bound to its place. The columns beside it
+are those that SQL compares; a row whose columns and content disagree is reported as corrupt.
+"""
+
+from __future__ import annotations
+
+TABLES = """
+CREATE TABLE meta (                 -- what the store is, fixed at its creation
+    only   INTEGER PRIMARY KEY CHECK (only = 1),
+    app    TEXT NOT NULL,
+    shards INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE shards (               -- who owns what; ownership.py says how a row changes
+    shard INTEGER PRIMARY KEY,
+    row   BLOB NOT NULL             -- ShardRow
+) STRICT;
+
+CREATE TABLE entities (
+    shard INTEGER NOT NULL,
+    kind  TEXT NOT NULL,
+    id    TEXT NOT NULL,
+    seq   INTEGER NOT NULL,         -- an older one never overwrites a newer one
+    row   BLOB NOT NULL,            -- EntityRow
+    PRIMARY KEY (shard, kind, id)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE clients (
+    shard  INTEGER NOT NULL,
+    client INTEGER NOT NULL,
+    floor  INTEGER NOT NULL,        -- never lowered
+    row    BLOB NOT NULL,           -- ClientRow
+    PRIMARY KEY (shard, client)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE named_replies (
+    shard      INTEGER NOT NULL,
+    kind       TEXT NOT NULL,
+    id         TEXT NOT NULL,
+    command_id TEXT NOT NULL,
+    time_ms    INTEGER NOT NULL,
+    row        BLOB NOT NULL,       -- NamedReply
+    PRIMARY KEY (shard, kind, id, command_id)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX named_replies_by_age ON named_replies (shard, time_ms);
+
+CREATE TABLE history (              -- the commits of one checkpoint, packed, in pieces of bounded size
+    shard          INTEGER NOT NULL,
+    first_position INTEGER NOT NULL,
+    last_position  INTEGER NOT NULL,
+    row            BLOB NOT NULL,   -- list[Commit]
+    PRIMARY KEY (shard, first_position)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE history_by_entity (    -- which pieces hold commits of an entity
+    shard          INTEGER NOT NULL,
+    kind           TEXT NOT NULL,
+    id             TEXT NOT NULL,
+    last_seq       INTEGER NOT NULL,
+    first_seq      INTEGER NOT NULL,
+    first_position INTEGER NOT NULL, -- the piece
+    PRIMARY KEY (shard, kind, id, last_seq)
+) STRICT, WITHOUT ROWID;
+"""

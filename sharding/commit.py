@@ -1,0 +1,114 @@
+"""Group commit: one append is in flight, the next batch fills meanwhile; no linger timer.
+
+    stage --> filling --(append begins)--> in flight --(durable)--> committed(records), answers leave
+                ^                              |
+                `--- next batch                `-- outcome unknown: the same row again, with the same content, until it
+                                                   is there or `Fenced` says that somebody else owns this log's future
+
+Tickets number the staged records; a ticket is committed when `committed >= ticket`. An answer that must wait for a
+ticket is handed to `when_committed` and leaves in the order in which it was handed over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from ..actors.errors import StoreUnavailable
+from ..actors.settings import Settings
+from ..actors.world import World
+from ..persistence.overlay import record_bytes
+from ..persistence.records import Record, encode_batch
+from ..persistence.spi import Store
+from .retries import store_retries
+
+
+class CommitPath:
+    def __init__(
+        self,
+        store: Store,
+        incarnation: int,
+        settings: Settings,
+        world: World,
+        committed: Callable[[int, list[Record]], None],
+    ) -> None:
+        """`committed(n, records)` is called on the loop after row n became durable, before its answers leave."""
+        self._store = store
+        self._incarnation = incarnation
+        self._settings = settings
+        self._world = world
+        self._report = committed
+        self._filling: deque[Record] = deque()
+        self._answers: deque[tuple[int, Callable[[], None]]] = deque()
+        self._wake: asyncio.Event = asyncio.Event()
+        self._room: asyncio.Event = asyncio.Event()
+        self._room.set()
+        self.staged = 0
+        self.committed = 0
+        self.n = 0
+        """The newest durable row of the log."""
+
+    def stage(self, record: Record) -> int:
+        """Put a record into the next batch; return its ticket."""
+        self._filling.append(record)
+        self.staged += 1
+        if not self._wake.is_set():
+            self._wake.set()
+        return self.staged
+
+    def when_committed(self, ticket: int, act: Callable[[], None]) -> None:
+        """Call `act` once `ticket` is committed: now if it is."""
+        if ticket <= self.committed:
+            act()
+        else:
+            self._answers.append((ticket, act))
+
+    async def settled(self, ticket: int) -> None:
+        """Wait until `ticket` is committed."""
+        if ticket > self.committed:
+            done = asyncio.Event()
+            self.when_committed(ticket, done.set)
+            await done.wait()
+
+    def hold(self) -> None:
+        """Begin no append until `resume`: what is committed but not in the tables is at its bound."""
+        self._room.clear()
+
+    def resume(self) -> None:
+        self._room.set()
+
+    async def run(self) -> None:
+        """Append batch after batch. Ends only by `Fenced` (or another error that the store raises on purpose)."""
+        while True:
+            await self._wake.wait()
+            await self._room.wait()
+            batch = self._next_batch()
+            n = self.n + 1
+            content = encode_batch(batch, self._incarnation, n)
+            try:
+                await self._store.append(self._incarnation, n, content)
+            except StoreUnavailable:
+                # A row that was tried keeps its content for ever: a repeat may find that the first try did arrive.
+                async for attempt in store_retries(self._world, StoreUnavailable):
+                    with attempt:
+                        await self._store.append(self._incarnation, n, content)
+            self.n = n
+            self.committed += len(batch)
+            if not self._filling:
+                self._wake.clear()
+            self._report(n, batch)
+            answers = self._answers
+            while answers and answers[0][0] <= self.committed:
+                answers.popleft()[1]()
+
+    def _next_batch(self) -> list[Record]:
+        filling = self._filling
+        batch: list[Record] = []
+        size = 0
+        while filling and len(batch) < self._settings.batch_commands_max:
+            size += record_bytes(filling[0])
+            if batch and size > self._settings.batch_bytes_max:
+                break
+            batch.append(filling.popleft())
+        return batch

@@ -1,0 +1,255 @@
+"""A host: one incarnation's whole data plane, put together. Everything it touches comes in from outside.
+
+    connections --> Intake --> mailboxes --> Turns/TurnPerformer --> CommitPath --> log
+                      |                            |                     |
+                      +--- OutputGate <------------+                     +--> Upkeep --> tables
+                                ^
+    Ownership (claims, closes, tells clients)      Lease (when answers without effect may leave)
+
+Crash-only: `ended` resolves with the reason when this incarnation may not go on (fenced, condemned, or a bug of ours),
+and whoever runs it ends the process. There is no state to save on the way out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from ..actors.errors import Fenced, StoreUnavailable
+from ..actors.kind import EntityKind
+from ..actors.settings import Settings
+from ..actors.turn import Turn
+from ..actors.world import World
+from ..persistence.records import Record
+from ..persistence.spi import Store
+from .commit import CommitPath
+from .gate import OutputGate
+from .intake import Intake
+from .lease import Lease, keep
+from .messages import Message, Peer, TableUpdate
+from .ownership import Ownership
+from .passivation import IdleList
+from .performer import TurnPerformer
+from .resident import Resident
+from .retries import store_retries
+from .shard import OwnedShard
+from .table import ShardTable
+from .turns import Turns
+from .upkeep import Upkeep
+
+log = logging.getLogger("atoll.host")
+
+PASSIVATION_LOOK_S = 1.0
+PASSIVATED_PER_LOOK_MAX = 10_000
+"""So that one look never holds the loop for long; the next look goes on."""
+
+
+class Host:
+    """A `Receiver` of connections (cluster/server.py)."""
+
+    def __init__(
+        self,
+        *,
+        incarnation: int,
+        address: str,
+        kinds: Mapping[str, EntityKind],
+        store: Store,
+        settings: Settings,
+        world: World,
+        resources: Any = None,
+    ) -> None:
+        self.incarnation = incarnation
+        self.address = address
+        self.settings = settings
+        self.shards: dict[int, OwnedShard] = {}
+        self.table = ShardTable()
+        self.lease = Lease(settings.lease_s, world.monotonic)
+        self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._store = store
+        self._world = world
+        self._idle_list = IdleList(settings.passivate_idle_s, settings.active_entities_max)
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._changed = asyncio.Event()
+        self.commits = CommitPath(store, incarnation, settings, world, self._committed)
+        self._gate = OutputGate(self.commits, self.lease)
+        self._performer = TurnPerformer(
+            store=store,
+            commits=self.commits,
+            gate=self._gate,
+            settings=settings,
+            world=world,
+            resources=resources,
+            ready=self._ready,
+            idle=self._idle,
+        )
+        self._turns = Turns(self._performer, world, settings.runners_max, self._broken)
+        self.upkeep = Upkeep(
+            store=store,
+            incarnation=incarnation,
+            shards=self.shards,
+            commits=self.commits,
+            settings=settings,
+            world=world,
+            lost=lambda shard: self.ownership.close(shard),
+        )
+        self._intake = Intake(
+            kinds=kinds,
+            shards=self.shards,
+            table=self.table,
+            gate=self._gate,
+            settings=settings,
+            world=world,
+            ready=self._ready,
+            poked=lambda: self.ownership.poke(),
+        )
+        self.ownership = Ownership(
+            store=store,
+            incarnation=incarnation,
+            address=address,
+            shards=self.shards,
+            table=self.table,
+            intake=self._intake,
+            upkeep=self.upkeep,
+            commits=self.commits,
+            settings=settings,
+            world=world,
+            changed=self._changed.set,
+        )
+
+    # ---- life ------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to work. The lease is kept by `keep_lease`, on a loop of the caller's choice."""
+        for name, work in (
+            ("commits", self.commits.run),
+            ("ownership", self.ownership.run),
+            ("upkeep", self.upkeep.run),
+            ("passivation", self._passivate_idle),
+            ("sessions", self._touch_sessions),
+        ):
+            self._tasks.append(self._world.spawn(self._watch(name, work), f"atoll-{name}-{self.incarnation}"))
+
+    async def _watch(self, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await work()
+        except Fenced as error:
+            self.end(f"fenced: {error}")
+        except Exception as error:  # noqa: BLE001 - whatever it is, this incarnation does not go on without its {name}
+            self._broken(error)
+        else:
+            self.end(f"{name} ended")
+
+    def _broken(self, error: BaseException) -> None:
+        log.critical("host %d ends on an internal error", self.incarnation, exc_info=error)
+        self.end(f"internal error: {type(error).__name__}: {error}")
+
+    def end(self, reason: str) -> None:
+        if not self.ended.done():
+            self.ended.set_result(reason)
+
+    async def keep_lease(self, renewed: Callable[[], None]) -> None:
+        """Keep the lease until the store says that this host is condemned. May run on another thread's loop; then
+        `renewed` must hand `lease_renewed` over to the host's loop."""
+        await keep(
+            self.lease,
+            self._store,
+            self.incarnation,
+            renew_s=self.settings.lease_renew_s,
+            monotonic=self._world.monotonic,
+            renewed=renewed,
+        )
+
+    def lease_renewed(self) -> None:
+        self._gate.lease_renewed()
+
+    async def stop(self) -> None:
+        """Give back every shard that can be given back, then stop working. The graceful way; a kill is as safe."""
+        await asyncio.gather(*(self.ownership.release(shard) for shard in list(self.shards)))
+        self.halt()
+
+    def halt(self) -> None:
+        """Stop working at once, as a kill does: nothing is saved."""
+        for task in self._tasks:
+            task.cancel()
+        self._tasks.clear()
+        for peer in self._intake.peers():
+            peer.close("the host stops")
+
+    # ---- connections (Receiver) ------------------------------------------------------------------------------------
+
+    async def admit(self, client: int) -> int | None:
+        """Register a new client (0), or check that a known one's session still exists (None: it expired)."""
+        if client:
+            return None if client in await self._store.touch_sessions([client]) else client
+        return await self._store.open_session()
+
+    def connected(self, peer: Peer) -> None:
+        self._intake.connected(peer)
+        peer.send(TableUpdate(self.table.entries()))
+
+    def received(self, peer: Peer, messages: Sequence[Message]) -> None:
+        self._intake.received(peer, messages)
+
+    def disconnected(self, peer: Peer) -> None:
+        self._intake.disconnected(peer)
+
+    # ---- glue ------------------------------------------------------------------------------------------------------
+
+    async def shards_changed(self) -> None:
+        """Wait for the next change of what this host serves."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def _ready(self, resident: Resident) -> None:
+        self._turns.ready(resident)
+
+    def _idle(self, resident: Resident) -> None:
+        resident.scheduled = False
+        self._idle_list.used(resident, self._world.monotonic())
+
+    def _committed(self, n: int, records: list[Record]) -> None:
+        self.upkeep.committed(records)
+
+    async def _passivate_idle(self) -> None:
+        while True:
+            await asyncio.sleep(PASSIVATION_LOOK_S)
+            now = self._world.monotonic()
+            for resident in self._idle_list.due(now, self.commits.committed, PASSIVATED_PER_LOOK_MAX):
+                await self._passivate(resident)
+
+    async def _passivate(self, resident: Resident) -> None:
+        if resident.scheduled or resident.ticket > self.commits.committed:
+            return  # used while others were leaving
+        self._idle_list.forget(resident)
+        if resident.activation is not None and resident.kind.has_on_passivate:
+            resident.scheduled = True  # no turn begins while the hook runs; commands wait in the mailbox
+            try:
+                turn = Turn(self._world.wall_ms(), self.settings.command_timeout_s)
+                await resident.activation.on_passivate(turn)
+            except Exception as error:
+                log.warning("on_passivate of %s/%s failed", *resident.key, exc_info=error)
+            resident.scheduled = False
+        resident.activation = None
+        resident.leaving = False
+        if resident.mailbox:
+            resident.scheduled = True
+            self._ready(resident)
+        elif resident.shard.residents.get(resident.key) is resident:
+            del resident.shard.residents[resident.key]
+
+    async def _touch_sessions(self) -> None:
+        """Keep the sessions of connected clients alive; forget what the shards remember of expired ones."""
+        while True:
+            await asyncio.sleep(self.settings.session_touch_s)
+            peers = {peer.client: peer for peer in self._intake.peers()}
+            known = {client for shard in self.shards.values() for client in shard.windows}
+            async for attempt in store_retries(self._world, StoreUnavailable):
+                with attempt:
+                    gone = await self._store.touch_sessions(peers)
+                    alive = (await self._store.sessions()).keys()
+            for client in gone:
+                peers[client].close("the session expired: connect again")
+            for shard in self.shards.values():
+                shard.forget((known - alive) & shard.windows.keys())

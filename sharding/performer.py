@@ -1,0 +1,276 @@
+"""Running a turn: from the head of a mailbox to a staged record and a gated answer.
+
+Before the handler: is the command still wanted (floor, deadline), was it done before under its command ID, is the entity
+in memory? After it: effects become one record with the shard's next position, and the answer goes to the gate. The next
+turn may begin at once, on the uncommitted state; only what leaves the host waits.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from xxhash import xxh3_64_intdigest
+
+from ..actors.activation import Activation
+from ..actors.calls import Mode, Status
+from ..actors.errors import CorruptRecord, StoreUnavailable
+from ..actors.settings import Settings
+from ..actors.stored import StoredEntity
+from ..actors.turn import Turn, TurnResult
+from ..actors.world import World
+from ..persistence.records import Record, RecordedReply
+from ..persistence.spi import Store
+from .commit import CommitPath
+from .gate import OutputGate
+from .messages import Answer
+from .resident import Pending, Resident
+from .retries import store_retries
+from .shard import OwnedShard, Phase
+from .window import Known
+
+log = logging.getLogger("atoll.host")
+
+
+def call_digest(kind: str, id: str, method: str, arguments: bytes) -> int:
+    """Tells two different commands under one command ID apart."""
+    return xxh3_64_intdigest(arguments, seed=xxh3_64_intdigest(f"{kind}\0{id}\0{method}".encode()))
+
+
+class TurnPerformer:
+    """`Performer` of sharding/turns.py."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        commits: CommitPath,
+        gate: OutputGate,
+        settings: Settings,
+        world: World,
+        resources: Any,
+        ready: Callable[[Resident], None],
+        idle: Callable[[Resident], None],
+    ) -> None:
+        """`ready`: schedule it again. `idle`: its mailbox is empty now."""
+        self._store = store
+        self._commits = commits
+        self._gate = gate
+        self._settings = settings
+        self._world = world
+        self._resources = resources
+        self._ready = ready
+        self._idle = idle
+
+    # ---- turns that need not wait ----------------------------------------------------------------------------------
+
+    def drain(self, resident: Resident) -> bool:
+        mailbox = resident.mailbox
+        turns_left = self._settings.turns_in_a_row_max
+        while mailbox:
+            activation = resident.activation
+            if activation is None or resident.shard.phase is not Phase.OPEN:
+                return self._closed(resident) if resident.shard.phase is not Phase.OPEN else False
+            pending = mailbox[0]
+            if pending.handler.is_async:
+                return False
+            if pending.call.command_id and not self._done_before_is_known(resident, pending):
+                return False
+            if not turns_left:
+                self._ready(resident)
+                return True
+            turns_left -= 1
+            mailbox.popleft()
+            if self._wanted(resident, pending):
+                call = pending.call
+                turn = Turn(
+                    self._world.wall_ms(), pending.deadline - self._world.monotonic(), call.command_id, call.chain
+                )
+                self._finish(resident, pending, activation.run(pending.handler, call.arguments, turn), turn)
+        self._idle(resident)
+        return True
+
+    def _closed(self, resident: Resident) -> bool:
+        """The shard is being released or was lost: whoever takes it away has answered the mailbox."""
+        resident.mailbox.clear()
+        resident.scheduled = False
+        return True
+
+    # ---- turns that must wait --------------------------------------------------------------------------------------
+
+    async def perform(self, resident: Resident) -> None:
+        shard = resident.shard
+        shard.turn_waits()
+        try:
+            while not self.drain(resident):
+                if resident.activation is None:
+                    await self._activate(resident)
+                else:
+                    await self._slow_turn(resident, resident.activation)
+        finally:
+            shard.turn_ended()
+
+    async def _slow_turn(self, resident: Resident, activation: Activation) -> None:
+        pending = resident.mailbox.popleft()
+        call = pending.call
+        if call.command_id and not self._done_before_is_known(resident, pending):
+            await self._look_up_command_id(resident, pending)
+        if not self._wanted(resident, pending):
+            return
+        turn = Turn(self._world.wall_ms(), pending.deadline - self._world.monotonic(), call.command_id, call.chain)
+        if pending.handler.is_async:
+            result = await activation.run_async(pending.handler, call.arguments, turn)
+        else:
+            result = activation.run(pending.handler, call.arguments, turn)
+        if resident.shard.phase is Phase.CLOSED:
+            return  # lost while it ran: nothing of it may be staged; the client asks the new owner
+        self._finish(resident, pending, result, turn)
+
+    async def _activate(self, resident: Resident) -> None:
+        """Bring the entity into memory: overlay first, then tables, so that neither is missed while one moves over."""
+        kind, id = resident.key
+        try:
+            stored = await self._stored(resident) if resident.kind.durable else StoredEntity()
+            activation = Activation(resident.kind, id, stored, self._settings, self._resources)
+            turn = Turn(self._world.wall_ms(), self._settings.command_timeout_s)
+            await activation.on_activate(turn)
+        except Exception as error:
+            log.error("entity %s/%s could not be activated", kind, id, exc_info=error)
+            status = Status.UNAVAILABLE if isinstance(error, CorruptRecord) else Status.HANDLER_FAILED
+            message = f"{kind}/{id} could not be activated: {type(error).__name__}: {error}"
+            while resident.mailbox:
+                self._answer_read(resident, resident.mailbox.popleft(), status, message.encode())
+            return
+        resident.activation = activation
+
+    async def _stored(self, resident: Resident) -> StoredEntity:
+        shard, key = resident.shard, resident.key
+        await self._commits.settled(resident.ticket)  # the overlay holds committed records only
+        base = StoredEntity()
+        if not shard.overlay.whole(key):
+            async for attempt in store_retries(self._world, StoreUnavailable):
+                with attempt:
+                    base = await self._from_tables(shard, resident)
+        return shard.overlay.entity(key, base)
+
+    async def _from_tables(self, shard: OwnedShard, resident: Resident) -> StoredEntity:
+        kind, id = resident.key
+        row = await self._store.read_entity(shard.shard, kind, id)
+        if row is None:
+            return StoredEntity()
+        if not resident.kind.event_sourced:
+            return StoredEntity(row.seq, row.state)
+        commits = await self._store.read_commits(shard.shard, kind, id, after_seq=row.state_seq)
+        events = tuple(event for commit in commits for event in commit.events)
+        # the history may be a checkpoint ahead of the row that was read: its last commit tells the version
+        return StoredEntity(max([row.seq, *(commit.seq for commit in commits)]), row.state, events)
+
+    # ---- before the handler ----------------------------------------------------------------------------------------
+
+    def _wanted(self, resident: Resident, pending: Pending) -> bool:
+        """False: it is dealt with, or given up by its client."""
+        call = pending.call
+        if call.number < pending.window.floor:
+            return False
+        if call.command_id:
+            known = resident.shard.named.get((call.kind, call.id, call.command_id))
+            if known is not None:
+                self._repeat(resident, pending, known)
+                return False
+        if self._world.monotonic() >= pending.deadline:
+            message = b"the deadline passed before the command's turn came; it did not run"
+            self._answer_read(resident, pending, Status.DEADLINE_EXCEEDED, message)
+            return False
+        return True
+
+    def _done_before_is_known(self, resident: Resident, pending: Pending) -> bool:
+        """The answer to "was this command ID done before?" is in memory (or does not matter)."""
+        return pending.handler.is_query or (
+            (pending.call.kind, pending.call.id, pending.call.command_id) in resident.shard.named
+        )
+
+    async def _look_up_command_id(self, resident: Resident, pending: Pending) -> None:
+        """Bring what the tables hold under its command ID into memory."""
+        call, shard = pending.call, resident.shard
+        row = None
+        async for attempt in store_retries(self._world, StoreUnavailable):
+            with attempt:
+                row = await self._store.read_named(shard.shard, call.kind, call.id, call.command_id)
+        if row is not None:
+            shard.named.setdefault((call.kind, call.id, call.command_id), Known(row.reply, 0))
+
+    def _repeat(self, resident: Resident, pending: Pending, known: Known) -> None:
+        """Done before under its command ID: the recorded reply, or a refusal when the work was another."""
+        call, reply = pending.call, known.reply
+        if reply.digest != call_digest(call.kind, call.id, call.method, call.arguments):
+            message = f"command ID {call.command_id!r} was used for other work on this entity: use a new one"
+            self._answer_read(resident, pending, Status.INVALID_COMMAND, message.encode())
+            return
+        pending.window.remember(call.number, reply)
+        self._gate.read(known.ticket, pending, Answer(call.shard, call.number, reply.status, reply.payload))
+
+    # ---- after the handler -----------------------------------------------------------------------------------------
+
+    def _finish(self, resident: Resident, pending: Pending, result: TurnResult, turn: Turn) -> None:
+        call, window = pending.call, pending.window
+        if result.error is not None:
+            log.warning("%s.%s on %s failed", call.kind, call.method, call.id, exc_info=result.error)
+        payload = b"" if call.mode == Mode.TELL and result.status is Status.OK else result.payload
+        if pending.handler.is_query:
+            window.read(call.number)
+            self._gate.read(resident.ticket, pending, Answer(call.shard, call.number, result.status, payload))
+        elif result.changed or (resident.kind.durable and (call.attempt > 1 or call.command_id)):
+            self._stage(resident, pending, result, RecordedReply(result.status, payload, 0), turn)
+        else:
+            self._answer_read(resident, pending, result.status, payload)
+        if result.passivate:
+            resident.leaving = True
+
+    def _stage(
+        self, resident: Resident, pending: Pending, result: TurnResult, reply: RecordedReply, turn: Turn
+    ) -> None:
+        call, shard, window = pending.call, resident.shard, pending.window
+        named = call.command_id if result.status is Status.OK else ""  # a failed command may be tried again
+        if call.command_id:
+            digest = call_digest(call.kind, call.id, call.method, call.arguments)
+            reply = msgspec.structs.replace(reply, digest=digest)
+        shard.position += 1
+        ticket = self._commits.staged + 1
+        activation = resident.activation
+        assert activation is not None
+        record = Record(
+            shard.shard,
+            shard.position,
+            call.kind,
+            call.id,
+            activation.seq if result.changed else 0,
+            turn.now_ms,
+            result.state,
+            result.events,
+            result.deleted,
+            pending.peer.client,
+            call.number,
+            window.floor,
+            reply,
+            named,
+            window.take_riders(ticket),
+        )
+        assert self._commits.stage(record) == ticket
+        shard.ticket = ticket
+        window.record(call.number, reply, ticket)
+        if named:
+            shard.named[call.kind, call.id, named] = Known(reply, ticket)
+        answer = Answer(call.shard, call.number, reply.status, reply.payload)
+        if result.changed:
+            resident.ticket = ticket
+            self._gate.effect(ticket, pending, answer)
+        else:
+            self._gate.read(ticket, pending, answer)
+
+    def _answer_read(self, resident: Resident, pending: Pending, status: Status, payload: bytes) -> None:
+        """Answer what had no effect, and remember the answer for a repeat."""
+        call = pending.call
+        pending.window.remember(call.number, RecordedReply(status, payload, 0))
+        self._gate.read(resident.ticket, pending, Answer(call.shard, call.number, status, payload))

@@ -1,0 +1,102 @@
+"""One owned shard in a host's memory: positions, windows, what is committed but not in the tables, its entities.
+
+    RECOVERING --open--> OPEN --release--> RELEASING --written--> gone
+                           ^                   |
+                           `--- deadline ------'            lost (another owner claimed it): closed at once
+
+`position` counts what is staged, `committed_position` what is durable; both continue from what recovery found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from typing import TYPE_CHECKING
+
+from ..persistence.overlay import EntityKey, Overlay
+from ..persistence.records import ClientRow, Record
+from ..persistence.recovery import RecoveredShard
+from .window import Known, Window
+
+if TYPE_CHECKING:
+    from .resident import Pending, Resident
+
+
+class Phase(enum.Enum):
+    OPEN = enum.auto()
+    RELEASING = enum.auto()
+    """New calls are answered `Moved`; turns already begun run to their end."""
+    CLOSED = enum.auto()
+    """Released or lost: nothing of it may be staged any more."""
+
+
+class OwnedShard:
+    def __init__(self, recovered: RecoveredShard) -> None:
+        self.shard = recovered.row.shard
+        self.epoch = recovered.row.epoch
+        self.former_owners = recovered.row.owners[:-1]
+        """Sealed incarnations whose log this shard still needs until its first checkpoint."""
+        self.phase = Phase.OPEN
+        self.position = self.committed_position = recovered.position
+        self.ticket = 0
+        """Of the newest record staged for this shard."""
+        self.overlay: Overlay = recovered.overlay
+        self.residents: dict[EntityKey, Resident] = {}
+        self.forgotten: set[int] = set()
+        """Clients whose rows the next checkpoint deletes."""
+        self._running = 0
+        self._quiet = asyncio.Event()
+        self.named: dict[tuple[str, str, str], Known] = {}
+        """Replies under (kind, ID, command ID) that the tables do not hold yet, staged ones included."""
+        self.windows: dict[int, Window[Pending]] = {row.client: Window.from_row(row) for row in recovered.clients}
+        for record in recovered.tail:
+            if record.client:
+                self.window(record.client).lay(record)
+            if record.command_id and record.reply is not None:
+                self.named[record.kind, record.id, record.command_id] = Known(record.reply, 0)
+
+    def window(self, client: int) -> Window[Pending]:
+        window = self.windows.get(client)
+        if window is None:
+            window = self.windows[client] = Window()
+        return window
+
+    def turn_waits(self) -> None:
+        """One of its entities goes into a turn that may wait (an async handler, a load)."""
+        self._running += 1
+        self._quiet.clear()
+
+    def turn_ended(self) -> None:
+        self._running -= 1
+        if not self._running:
+            self._quiet.set()
+
+    async def turns_ended(self) -> None:
+        """Wait until no turn of its entities is waiting inside."""
+        if self._running:
+            await self._quiet.wait()
+
+    def committed(self, record: Record) -> int:
+        """Take in a record that became durable; return its size in bytes."""
+        assert record.position == self.committed_position + 1, (self.shard, record.position, self.committed_position)
+        self.committed_position = record.position
+        return self.overlay.lay(record)
+
+    def forget(self, clients: set[int]) -> None:
+        """Drop what is remembered of clients whose sessions expired; their rows go with the next checkpoint."""
+        for client in clients:
+            del self.windows[client]
+        self.forgotten |= clients
+
+    def client_rows(self, clients: set[int], committed_ticket: int) -> tuple[ClientRow, ...]:
+        return tuple(self.windows[c].row(c, committed_ticket) for c in sorted(clients) if c in self.windows)
+
+    def written(self, forgotten: tuple[int, ...]) -> None:
+        """The frozen part stands in the tables, and the rows of `forgotten` clients are gone from them."""
+        self.forgotten.difference_update(forgotten)
+        frozen = self.overlay.frozen
+        if frozen is not None:
+            for key in frozen.named:
+                self.named.pop(key, None)
+        self.overlay.written()
+        self.former_owners = ()

@@ -1,0 +1,103 @@
+"""Who runs next: plain handlers in a loop, async ones in a few long-lived runner tasks.
+
+A task per command would double the cost of the whole path, and driving a coroutine by hand breaks `asyncio.timeout` and
+`TaskGroup`. So an async turn is awaited by a runner, a real task that lives on: as long as handlers do not suspend, one
+runner goes through all of them; when one suspends, the next runner takes over what waits.
+
+    ready --(plain)-----> run in the pump, several turns of one entity in a row
+      ^   `-(must wait)-> waiting --> an idle runner --> runs, and the plain ones behind it
+      `------ quota of turns used ------'
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from ..actors.world import World
+from .resident import Resident
+
+PUMP_RESIDENTS = 256
+"""Entities served before the loop may look at its sockets again."""
+
+
+class Performer(Protocol):
+    def drain(self, resident: Resident) -> bool:
+        """Run turns that need not wait. True: it is idle, or has been made ready again; False: it must wait."""
+        ...
+
+    async def perform(self, resident: Resident) -> None:
+        """Run the turn that must wait, and what comes behind it."""
+        ...
+
+
+class Turns:
+    def __init__(
+        self, performer: Performer, world: World, runners_max: int, broken: Callable[[BaseException], None]
+    ) -> None:
+        """`broken` hears of an error that is not a handler's but ours: the host must end, not limp on."""
+        self._performer = performer
+        self._world = world
+        self._broken = broken
+        self._runners_max = runners_max
+        self._ready: deque[Resident] = deque()
+        self._waiting: deque[Resident] = deque()
+        self._idle: list[asyncio.Future[None]] = []
+        self._runners = 0
+        self._pump_due = False
+        self._handover_due = False
+        self._loop = asyncio.get_running_loop()
+
+    def ready(self, resident: Resident) -> None:
+        """It has a command to run. Called once per scheduling (`resident.scheduled`)."""
+        self._ready.append(resident)
+        if not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_due = False
+        ready = self._ready
+        try:
+            for _ in range(min(len(ready), PUMP_RESIDENTS)):
+                resident = ready.popleft()
+                if not self._performer.drain(resident):
+                    self._waiting.append(resident)
+        except Exception as error:  # noqa: BLE001 - handlers' errors end in results: this one is a bug of ours
+            self._broken(error)
+            return
+        if ready and not self._pump_due:
+            self._pump_due = True
+            self._loop.call_soon(self._pump)
+        if self._waiting:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Give what waits to a runner, and look again after its step: if it suspended, to the next one."""
+        self._handover_due = False
+        if not self._waiting:
+            return
+        if self._idle:
+            self._idle.pop().set_result(None)
+        elif self._runners < self._runners_max:
+            self._runners += 1
+            self._world.spawn(self._runner(), f"atoll-runner-{self._runners}")
+        else:
+            return  # a runner that ends its turn will take the next
+        if not self._handover_due:
+            self._handover_due = True
+            self._loop.call_soon(self._hand_over)
+
+    async def _runner(self) -> None:
+        while True:
+            while self._waiting:
+                try:
+                    await self._performer.perform(self._waiting.popleft())
+                except Exception as error:  # noqa: BLE001 - as in the pump
+                    self._broken(error)
+                    return
+            rest: asyncio.Future[None] = self._loop.create_future()
+            self._idle.append(rest)
+            await rest

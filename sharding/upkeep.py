@@ -1,0 +1,168 @@
+"""The checkpoint in the background: tables brought up to date, log rows let go, memory of the uncommitted bounded.
+
+One at a time. Due by age, by commands or by bytes that are committed but not in the tables; above the upper bounds the
+commit path is held until there is room. A checkpoint works from frozen overlays, may stop anywhere and is repeated;
+a shard whose write is refused belongs to somebody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+
+from ..actors.errors import StoreUnavailable
+from ..actors.settings import Settings
+from ..actors.world import World
+from ..persistence.checkpoint import ShardCheckpoint, plan
+from ..persistence.records import Record
+from ..persistence.spi import Store, TableWrite
+from .commit import CommitPath
+from .retries import store_retries
+from .shard import OwnedShard
+
+
+class Upkeep:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        incarnation: int,
+        shards: Mapping[int, OwnedShard],
+        commits: CommitPath,
+        settings: Settings,
+        world: World,
+        lost: Callable[[int], None],
+    ) -> None:
+        """`shards`: the host's own. `lost` hears of a shard whose write the store refused."""
+        self._store = store
+        self._incarnation = incarnation
+        self._shards = shards
+        self._commits = commits
+        self._settings = settings
+        self._world = world
+        self._lost = lost
+        self._one_at_a_time = asyncio.Lock()
+        self._due = asyncio.Event()
+        self._commands = 0
+        self._bytes = 0
+        self.checkpoints = 0
+
+    def committed(self, records: list[Record]) -> None:
+        """A batch became durable: into the overlays, and count."""
+        shards = self._shards
+        for record in records:
+            shard = shards.get(record.shard)
+            if shard is not None:
+                self._bytes += shard.committed(record)
+                self._commands += 1
+        settings = self._settings
+        if self._commands >= settings.checkpoint_commands or self._bytes >= settings.checkpoint_bytes:
+            self._due.set()
+            if (
+                self._commands >= settings.uncheckpointed_commands_max
+                or self._bytes >= settings.uncheckpointed_bytes_max
+            ):
+                self._commits.hold()
+
+    def recovered(self, shard: OwnedShard) -> None:
+        """A tail was laid over: it is this host's to write now, and soon, so that the sealed logs can go."""
+        self._commands += shard.overlay.dirty.records
+        self._bytes += shard.overlay.dirty.bytes
+        if shard.former_owners:
+            self._due.set()
+
+    async def run(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._settings.checkpoint_s):
+                    await self._due.wait()
+            except TimeoutError:
+                pass
+            await self.checkpoint()
+
+    async def checkpoint(self) -> None:
+        """Bring the tables up to what is committed now, then let go of the log rows below."""
+        async with self._one_at_a_time:
+            self._due.clear()
+            through_n = self._commits.n
+            shards = [shard for shard in self._shards.values() if _needs(shard)]
+            commands = sum(shard.overlay.dirty.records for shard in shards)
+            size = sum(shard.overlay.dirty.bytes for shard in shards)
+            former = {owner for shard in shards for owner in shard.former_owners}
+            parts = [self._part(shard) for shard in shards]
+            refused = await self._write(parts)
+            self._commands -= commands
+            self._bytes -= size
+            self._commits.resume()
+            self.checkpoints += 1
+            for shard, part in zip(shards, parts, strict=True):
+                if shard.shard in refused:
+                    self._lost(shard.shard)
+                else:
+                    shard.written(part.forgotten_clients)
+            if not refused:
+                await self._let_go(self._incarnation, through_n)
+            await self._let_go_of_former(former)
+
+    async def release(self, shard: OwnedShard) -> bool:
+        """Write what is left of a shard whose intake and turns have stopped, and give it up in the same transaction.
+
+        Returns False when somebody else owns it. The caller has waited until all that was staged is committed; a
+        checkpoint under way, or one that stopped half way, is finished first.
+        """
+        if shard.overlay.frozen is not None or self._one_at_a_time.locked():
+            await self.checkpoint()
+        async with self._one_at_a_time:
+            assert shard.committed_position == shard.position, (shard.committed_position, shard.position)
+            part = self._part(shard, release=True)
+            assert part.position == shard.position, (part.position, shard.position)
+            return not await self._write([part])
+
+    def _part(self, shard: OwnedShard, *, release: bool = False) -> ShardCheckpoint:
+        dirty = shard.overlay.freeze(shard.committed_position)
+        # a release writes every client's floor: the next owner must not run what this one's clients gave up
+        clients = set(shard.windows) if release else dirty.clients
+        retention_ms = int(self._settings.command_id_retention_s * 1000)
+        return ShardCheckpoint(
+            shard.shard,
+            shard.epoch,
+            shard.overlay.frozen_position,
+            dirty,
+            shard.client_rows(clients, self._commits.committed),
+            forgotten_clients=tuple(sorted(shard.forgotten)),
+            forget_named_before_ms=max(0, self._world.wall_ms() - retention_ms),
+            release=release,
+        )
+
+    async def _write(self, parts: Iterable[ShardCheckpoint]) -> frozenset[int]:
+        refused: frozenset[int] = frozenset()
+        for transaction in plan(parts, self._settings.table_write_rows, self._settings.table_write_bytes):
+            refused |= await self._write_one([write for write in transaction if write.shard not in refused])
+        return refused
+
+    async def _write_one(self, transaction: list[TableWrite]) -> frozenset[int]:
+        async for attempt in store_retries(self._world, StoreUnavailable):
+            with attempt:
+                return await self._store.checkpoint(self._incarnation, transaction)
+        raise AssertionError  # the retries end by success only
+
+    async def _let_go(self, incarnation: int, through_n: int) -> None:
+        async for attempt in store_retries(self._world, StoreUnavailable):
+            with attempt:
+                await self._store.delete_log_rows(incarnation, through_n)
+
+    async def _let_go_of_former(self, former: set[int]) -> None:
+        """A sealed log that no shard's row names any more: every shard in it is past it."""
+        if not former:
+            return
+        named = {owner for row in await self._store.shards() for owner in row.owners}
+        for owner in sorted(former - named):
+            rows = await self._store.read_log(owner)
+            if rows:
+                await self._let_go(owner, rows[-1].n)
+
+
+def _needs(shard: OwnedShard) -> bool:
+    return bool(
+        shard.overlay.frozen is not None or shard.overlay.dirty.records or shard.former_owners or shard.forgotten
+    )
