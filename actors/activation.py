@@ -18,6 +18,7 @@ random number or makes a task; what the handler awaits is the handler's business
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from .calls import Status
@@ -119,6 +120,10 @@ class Activation:
             return StoredEntity(self.seq if kind.durable else 0)
         return StoredEntity(self.seq, StoredState(kind.state_versions.version, kind.encode_state(self._entity)))
 
+    def fields(self) -> dict[str, Any]:
+        """The staged state by field name, as it would be read back. Between turns only."""
+        return self.kind.read_state(self.kind.encode_state(self._entity))
+
     def rewind(self) -> None:
         """Put the entity back to its last staged state, through its encoded form."""
         kind = self.kind
@@ -142,11 +147,8 @@ class Activation:
     def _kept(self, handler: Handler, stage: Stage, value: Any) -> TurnResult:
         self._end(stage)
         try:
-            if stage.broken is not None:
-                raise ValueError(f"went on after an @apply method failed ({_said(stage.broken)})")
             payload = handler.encode_reply(value)
-            if len(payload) > self._settings.reply_bytes_max:
-                raise ValueError(_too_large("the result", len(payload), "reply_bytes_max", self._settings))
+            self._check_size("its result", payload, "reply_bytes_max")
             if self.kind.event_sourced:
                 return self._keep_events(stage, payload)
             return self._keep_state(stage, payload)
@@ -166,8 +168,7 @@ class Activation:
             return TurnResult(Status.OK, payload, passivate=stage.passivate)
         if stage.read_only:
             raise ValueError("changed the state, and a query only reads: make it a command")
-        if len(after) > self._settings.state_bytes_max:
-            raise ValueError(_too_large("the state", len(after), "state_bytes_max", self._settings))
+        self._check_size("the state", after, "state_bytes_max")
         kind.check_state(after)
         self._base = after
         if not kind.durable:
@@ -180,6 +181,8 @@ class Activation:
     def _keep_events(self, stage: Stage, payload: bytes) -> TurnResult:
         """Everything that can fail comes first; from there on the turn is kept."""
         kind = self.kind
+        if stage.broken is not None:
+            raise ValueError(f"went on after an @apply method failed ({_said(stage.broken)})")
         if stage.deleted:
             return self._keep_deletion(stage, payload)
         events = stage.events
@@ -188,8 +191,7 @@ class Activation:
         state: StoredState | None = None
         if len(events) + len(self._since or ()) >= self._settings.snapshot_every:
             data = kind.encode_state(self._entity)
-            if len(data) > self._settings.state_bytes_max:
-                raise ValueError(_too_large("the state", len(data), "state_bytes_max", self._settings))
+            self._check_size("the state", data, "state_bytes_max")
             kind.check_state(data)
             state = StoredState(kind.state_versions.version, data)
             self._base = data
@@ -225,8 +227,7 @@ class Activation:
             self.rewind()
         try:
             payload = encode_rejected(error)
-            if len(payload) > self._settings.reply_bytes_max:
-                raise ValueError(_too_large("it", len(payload), "reply_bytes_max", self._settings))
+            self._check_size("it", payload, "reply_bytes_max")
         except Exception as problem:  # noqa: BLE001 - as in _kept
             return _failed(f"{handler.label} raised {type(error).__name__}, which cannot be sent: {problem}", error)
         return TurnResult(Status.REJECTED, payload)
@@ -239,6 +240,11 @@ class Activation:
             return self.kind.encode_state(self._entity) != self._base or bool(self.kind.stray_names(self._entity))
         except ValueError:
             return True
+
+    def _check_size(self, what: str, data: bytes, limit: str) -> None:
+        bytes_max: int = getattr(self._settings, limit)
+        if len(data) > bytes_max:
+            raise ValueError(f"is over a limit: {what} has {len(data)} bytes, more than {limit} ({bytes_max})")
 
     async def _hook(self, name: str, turn: Turn) -> None:
         stage = self._begin(turn, name)
@@ -296,10 +302,8 @@ async def _settle_cancellation() -> None:
     task = asyncio.current_task()
     if task is None or not task.cancelling():
         return
-    try:
+    with contextlib.suppress(asyncio.CancelledError):
         await asyncio.sleep(0)  # one that was asked for and not yet delivered arrives here
-    except asyncio.CancelledError:
-        pass
     while task.cancelling():
         task.uncancel()
 
@@ -310,10 +314,6 @@ def _invalid(handler: Handler, problem: Exception) -> TurnResult:
 
 def _failed(message: str, error: BaseException) -> TurnResult:
     return TurnResult(Status.HANDLER_FAILED, encode_message(message), error=error)
-
-
-def _too_large(what: str, size: int, limit: str, settings: Settings) -> str:
-    return f"is over a limit: {what} has {size} bytes, more than {limit} ({getattr(settings, limit)})"
 
 
 def _said(error: BaseException) -> str:

@@ -27,8 +27,8 @@ Resources = Callable[[], AbstractAsyncContextManager[Any]]
 class App:
     """The entities, settings and resources of one application.
 
-    `name`: letters, digits, `_`, `.`, `-`; it names the store and the cluster. `entities`: entity classes, no two of one
-    kind. `settings`: a mapping of those that differ from the defaults, or a `Settings`; the environment comes over it.
+    `name`: letters, digits, `_`, `.`, `-`; it names store and cluster. `entities`: entity classes, no two of one kind.
+    `settings`: a mapping of those that differ from the defaults, or a `Settings`; the environment comes over it.
     `store`: where the state is kept, e.g. `sqlite:./data`; None for the default. `resources`: makes the asynchronous
     context manager that each host enters once, and whose value handlers find in `self.context.resources`.
 
@@ -53,12 +53,9 @@ class App:
             kind = kind_of(entity_class)
             if inspect.isabstract(entity_class):
                 raise TypeError(f"{entity_class.__name__} has abstract methods; register the class that defines them")
-            other = kinds.get(kind.name)
-            if other is not None:
-                raise ValueError(
-                    f"{entity_class.__qualname__} and {other.entity_class.__qualname__} are both of kind {kind.name!r}; "
-                    f'name one by its class argument, `kind="..."`'
-                )
+            if kind.name in kinds:
+                both = f"{kinds[kind.name].entity_class.__qualname__} and {entity_class.__qualname__}"
+                raise ValueError(f'{both} are both of kind {kind.name!r}; name one with the class argument kind="..."')
             kind.check_upcasts()
             kinds[kind.name] = kind
         if not kinds:

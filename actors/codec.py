@@ -8,8 +8,8 @@ is unknown or its fields do not fit, the caller gets a plain `Rejected` with the
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, NoReturn
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -42,6 +42,7 @@ class RejectedPayload(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode_rejected = msgspec.msgpack.Decoder(RejectedPayload).decode
+_fields_decoders: WeakKeyDictionary[type[Rejected], msgspec.msgpack.Decoder[Any]] = WeakKeyDictionary()
 
 _RAISED_AS: Mapping[Status, type[AtollError]] = {
     Status.INVALID_COMMAND: InvalidCommand,
@@ -81,10 +82,13 @@ def decode_rejected(payload: bytes, rejections: Mapping[str, type[Rejected]]) ->
     return Rejected(refused.message)
 
 
-@lru_cache(maxsize=1024)
 def _fields_decoder(cls: type[Rejected]) -> msgspec.msgpack.Decoder[Any]:
-    fields = [field.as_struct_field() for field in cls.rejection_fields]
-    return msgspec.msgpack.Decoder(msgspec.defstruct(cls.__name__, fields, kw_only=True))
+    decoder = _fields_decoders.get(cls)
+    if decoder is None:
+        fields = [field.as_struct_field() for field in cls.rejection_fields]
+        decoder = msgspec.msgpack.Decoder(msgspec.defstruct(cls.__name__, fields, kw_only=True))
+        _fields_decoders[cls] = decoder
+    return decoder
 
 
 def raise_for(status: Status, payload: bytes, rejections: Mapping[str, type[Rejected]]) -> NoReturn:

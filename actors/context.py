@@ -7,15 +7,15 @@ back cannot stage anything any more.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 from typing import Any, Final
 
 from .kind import EntityKind
 from .stored import StoredEvent
 from .turn import Turn
 
-_EPOCH: Final = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_END_OF_TIME: Final = datetime.datetime.max.replace(tzinfo=datetime.UTC)
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_END_OF_TIME: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
 
 
 class Stage:
@@ -99,15 +99,15 @@ class Context:
         return self._stage.id
 
     @property
-    def now(self) -> datetime.datetime:
+    def now(self) -> dt.datetime:
         """The time of this turn, in UTC: the same however often it is read."""
-        return _EPOCH + datetime.timedelta(milliseconds=self._stage.turn.now_ms)
+        return _EPOCH + dt.timedelta(milliseconds=self._stage.turn.now_ms)
 
     @property
-    def deadline(self) -> datetime.datetime:
+    def deadline(self) -> dt.datetime:
         """When the caller stops waiting, in UTC, by this host's clock."""
         try:
-            return self.now + datetime.timedelta(seconds=self._stage.turn.deadline_s)
+            return self.now + dt.timedelta(seconds=self._stage.turn.deadline_s)
         except OverflowError:
             return _END_OF_TIME
 

@@ -53,7 +53,7 @@ class Entity:
         )
         setattr(cls, KIND_ATTRIBUTE, compiled)
 
-    def __new__(cls, *args: object, **kwargs: object) -> Self:
+    def __new__(cls, *_args: object, **_kwargs: object) -> Self:
         raise TypeError(f"{cls.__name__} objects are made by their host; use cluster.entity({cls.__name__}, id)")
 
     @property
@@ -77,17 +77,17 @@ class Entity:
 class EventSourced(Entity):
     """An entity whose state is the sum of its events.
 
-        class Account(atoll.EventSourced):
-            balance: int = 0
+    class Account(atoll.EventSourced):
+        balance: int = 0
 
-            @atoll.command
-            def deposit(self, amount: int) -> int:
-                self.emit(Deposited(amount))
-                return self.balance
+        @atoll.command
+        def deposit(self, amount: int) -> int:
+            self.emit(Deposited(amount))
+            return self.balance
 
-            @atoll.apply
-            def _deposited(self, event: Deposited) -> None:
-                self.balance += event.amount
+        @atoll.apply
+        def _deposited(self, event: Deposited) -> None:
+            self.balance += event.amount
     """
 
     __slots__ = ("_atoll_settable",)

@@ -21,6 +21,8 @@ _Method = TypeVar("_Method", bound=Callable[..., None])
 class Command(Generic[P, R]):
     """A command of an entity class. On a reference it is sent by calling it; see `tell` and `using`."""
 
+    __wrapped__: Callable[..., Any]
+
     def __init__(self, function: Callable[..., Any]) -> None:
         _adopt(self, function)
 
@@ -52,6 +54,8 @@ class Command(Generic[P, R]):
 
 class Query(Generic[P, R]):
     """A query of an entity class. On a reference it is sent by calling it. It never writes, and has no `tell`."""
+
+    __wrapped__: Callable[..., Any]
 
     def __init__(self, function: Callable[..., Any]) -> None:
         _adopt(self, function)

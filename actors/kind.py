@@ -21,8 +21,10 @@ from .evolution import Versioned
 from .handlers import APPLIES, Command, Query
 from .ids import KIND_PATTERN
 from .schema import annotated_fields, check_type, resolve, type_name
-from .signature import Handler as Handler
+from .signature import Handler
 from .stored import StoredEvent, StoredState
+
+__all__ = ["HOOKS", "KIND_ATTRIBUTE", "EntityKind", "EventType", "Handler", "kind_of", "newest_kind"]
 
 KIND_ATTRIBUTE = "__atoll_kind__"
 """Where an entity class keeps its own kind."""
@@ -150,6 +152,10 @@ class EntityKind:
             self.state_versions.decode_current(data)
         except Exception as problem:  # noqa: BLE001 - a user's type may raise anything
             raise ValueError(f"the state could not be read again: {problem}") from None
+
+    def read_state(self, data: bytes) -> dict[str, Any]:
+        """An encoded state of the current version, by field name."""
+        return msgspec.structs.asdict(self.state_versions.decode_current(data))
 
     def _blame(self, entity: Any, problem: Exception) -> str:
         for name in sorted(self.field_names):

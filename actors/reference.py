@@ -205,7 +205,7 @@ class BoundCommand(BoundQuery):
         caller = self._caller or bound_caller(self._app)
         await caller.call(self._request(Mode.TELL, args, kwargs))
 
-    def using(  # type: ignore[override]  # a command has one option more; no code takes one for a query
+    def using(
         self, *, command_id: str | None = None, timeout: float | None = None, fail_fast: bool | None = None
     ) -> BoundCommand:
         checked = "" if command_id is None else checked_command_id(command_id)

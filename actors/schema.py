@@ -125,7 +125,7 @@ def _field(cls: type, name: str, resolved: Any) -> Field:
     try:
         msgspec.msgpack.Decoder(resolved).decode(msgspec.msgpack.encode(result.default))
     except Exception as error:  # noqa: BLE001 - whatever a user's type raises, the default does not fit
-        raise TypeError(f"{where}: the default {result.default!r} does not fit {type_name(resolved)}: {error}") from None
+        raise TypeError(f"{where}: the default {result.default!r} is no {type_name(resolved)}: {error}") from None
     return result
 
 

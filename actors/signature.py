@@ -8,7 +8,6 @@ the other end may be anything. Everything is compiled when the class is defined;
 from __future__ import annotations
 
 import inspect
-import operator
 import re
 from collections.abc import Callable
 from typing import Any, Final
@@ -75,7 +74,7 @@ class Handler:
             raise TypeError(f"{self.label} is a method: its first parameter is self")
         for parameter in parameters[1:]:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                raise TypeError(f"{self.label}: {parameter} cannot be checked; name the parameters, or take a list or dict")
+                raise TypeError(f"{self.label}: {parameter} cannot be checked; name each parameter, or take a list")
             if parameter.annotation is parameter.empty:
                 raise TypeError(f"{self.label}: annotate the parameter {parameter.name}; its type is what is checked")
         return parameters[1:]
@@ -108,7 +107,7 @@ class Handler:
     # ---- at the caller ---------------------------------------------------------------------------------------------
 
     def encode_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
-        """The arguments as a MessagePack map by name. Raises `InvalidCommand` naming the parameter that does not fit."""
+        """The arguments as a MessagePack map by name. Raises `InvalidCommand` naming the misfit."""
         if not kwargs and len(args) == self._quick_count:
             for value, exact in zip(args, self._exact, strict=True):
                 if type(value) is not exact:

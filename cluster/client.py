@@ -17,7 +17,7 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -46,6 +46,8 @@ from .wire import Welcome
 
 log = logging.getLogger("atoll.client")
 
+Discover = Callable[[], Awaitable[Sequence[str]]]
+
 DEADLINE_LOOK_S = 0.02
 """How exactly deadlines are kept: looking costs little, a timer per command would not."""
 SESSION_EXPIRED = "the client's session expired while the command was under way"
@@ -65,10 +67,14 @@ class Client:
         network: Network,
         rejections: Mapping[str, type[Rejected]],
         software: str = "",
+        discover: Discover | None = None,
     ) -> None:
-        """`addresses`: hosts to begin with, `host:port`; more are learned from them."""
+        """`addresses`: hosts to begin with, `host:port`; more are learned from them. `discover`: asked for addresses
+        when none of the known ones answers any more (Ray's list of actors, a name service)."""
         self._app_name = app_name
         self._seeds = list(addresses)
+        self._discover = discover
+        self._discovering = False
         self._token = token
         self._settings = settings
         self._world = world
@@ -121,8 +127,7 @@ class Client:
             async with asyncio.timeout(timeout_s):
                 while not self._links:
                     self._changed.clear()
-                    for address in self._seeds:
-                        self._dial(address)
+                    self._seek_hosts()
                     if self._dialing:
                         await asyncio.wait(list(self._dialing.values()), return_when=asyncio.FIRST_COMPLETED)
                     if self._refused is not None:
@@ -297,9 +302,8 @@ class Client:
             lane.link = None
             if route is not None:
                 self._dial(route.address)
-            if not self._links:  # nobody to learn the owner from
-                for address in (*self._seeds, *self._table.addresses()):
-                    self._dial(address)
+            if not self._links:
+                self._seek_hosts()  # nobody to learn the owner from
             self._hold(lane)
             return
         lane.link = link
@@ -340,6 +344,23 @@ class Client:
         task = self._world.spawn(self._connect(address), f"atoll-dial-{address}")
         self._dialing[address] = task
         task.add_done_callback(lambda _: self._dialing.pop(address, None))
+
+    def _seek_hosts(self) -> None:
+        """Dial every address there is any reason to believe in."""
+        for address in (*self._seeds, *self._table.addresses()):
+            self._dial(address)
+        if self._discover is not None and not self._discovering:
+            self._discovering = True
+            self._world.spawn(self._discovered(self._discover), "atoll-discover")
+
+    async def _discovered(self, discover: Discover) -> None:
+        try:
+            for address in await discover():
+                self._dial(address)
+        except (AtollError, OSError) as error:
+            log.info("no hosts were discovered: %s", error)
+        finally:
+            self._discovering = False
 
     async def _connect(self, address: str) -> None:
         try:
@@ -414,9 +435,8 @@ class Client:
                 lane.link = None
                 if lane.unanswered:
                     self._hold(lane)
-        if not self._closed and not self._links:
-            for address in self._table.addresses():
-                self._dial(address)  # to hear of the new owners as soon as there are any
+        if not self._closed and not self._links and link.refusal is None:
+            self._seek_hosts()  # to hear of the new owners as soon as there are any
 
     def _begin_anew(self) -> None:
         """The hosts forgot this client: what was sent has an unknown outcome, the rest gets new numbers."""

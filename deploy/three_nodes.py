@@ -8,9 +8,10 @@
 or, from Python, `with RayNodes.start() as nodes: ... nodes.kill(2)`.
 
 Rules:
-- Nothing is shared with another Ray on the machine: the head takes a free port, and everything lies in one temporary folder.
-- A process is ours when it carries our mark in its environment, names our folder in its arguments, or descends from
-  one that does. Only such processes are ever signalled. There is no state file that could lie after a crash.
+- Nothing is shared with another Ray on the machine: the head takes a free port, all files lie in one temporary folder.
+- A process is ours when it carries our mark in its environment, names our folder in its arguments (or, a Ray worker,
+  has a file open in it), or descends from one that does. Only such processes are ever signalled. There is no state
+  file that could lie after a crash.
 - Nodes start one after another: two at once on one address wait for each other until both time out.
 
 It knows nothing of Atoll.
@@ -225,23 +226,22 @@ def _marked() -> Iterator[tuple[psutil.Process, str]]:
 
 
 def _of_folder(folder: str) -> Iterator[psutil.Process]:
-    """Live processes that belong to the cluster in `folder`, by mark, arguments or, for orphaned workers, open files."""
+    """Live processes of the cluster in `folder`."""
     for process in psutil.process_iter():
-        if process.pid == os.getpid():
-            continue
         with contextlib.suppress(psutil.Error, OSError):
-            if process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            arguments = process.cmdline()
-            if process.environ().get(MARK, "").rpartition("#")[0] == folder or (
-                # a worker that outlived its raylet, and whose title covers its environment
-                arguments
-                and arguments[0].startswith("ray::")
-                and any(file.path.startswith(f"{folder}/") for file in process.open_files())
-            ):
+            alive = process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE
+            if alive and _is_of_folder(process, f"{folder}/"):
                 yield process
-            elif arguments and "/ray/" in " ".join(arguments[:3]) and f"{folder}/" in " ".join(arguments):
-                yield process
+
+
+def _is_of_folder(process: psutil.Process, folder: str) -> bool:
+    if process.environ().get(MARK, "").startswith(f"{folder.rstrip('/')}#"):
+        return True
+    arguments = process.cmdline()
+    if arguments and arguments[0].startswith("ray::"):
+        # a worker that may have outlived its raylet, and whose title may cover its environment: its log lies there
+        return any(file.path.startswith(folder) for file in process.open_files())
+    return "/ray/" in " ".join(arguments[:3]) and folder in " ".join(arguments)
 
 
 def _with_descendants(processes: Iterable[psutil.Process]) -> list[psutil.Process]:

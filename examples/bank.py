@@ -1,8 +1,8 @@
 """A bank in forty lines: accounts whose state is what happened to them.
 
-    python examples/bank.py             in this process, without Ray
-    atoll start bank:app --app-dir examples        on a running Ray cluster; then
-    python examples/bank.py --cluster   the same calls, to that cluster
+python examples/bank.py             in this process, without Ray
+atoll start bank:app --app-dir examples        on a running Ray cluster; then
+python examples/bank.py --cluster   the same calls, to that cluster
 """
 
 from __future__ import annotations

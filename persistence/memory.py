@@ -178,8 +178,9 @@ class MemoryStore:
             tables.clients.pop(forgotten, None)
         for named in write.named:
             tables.named.setdefault((named.kind, named.id, named.command_id), named)
-        for key in [key for key, named in tables.named.items() if named.time_ms < write.forget_named_before_ms]:
-            del tables.named[key]
+        old = [name for name, named in tables.named.items() if named.time_ms < write.forget_named_before_ms]
+        for name in old:
+            del tables.named[name]
         if write.end is not None:
             row = self._row(write.shard)
             for commit in ownership.fresh_commits(row, write.end):

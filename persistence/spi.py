@@ -102,7 +102,7 @@ class CheckpointEnd(msgspec.Struct, frozen=True):
 
 
 class TableWrite(msgspec.Struct, frozen=True):
-    """What one transaction writes for one shard."""
+    """What one transaction writes for one shard: at most one row per entity, client and named reply."""
 
     shard: int
     epoch: int

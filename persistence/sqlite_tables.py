@@ -164,8 +164,7 @@ class TablesWriter:
         database.write_all(_UPSERT_ENTITY, rows.entities)
         for row in rows.without_state:
             stored = stored_entity(database, write.shard, row.kind, row.id)
-            after = entity_after(stored, row)
-            if after is not stored:
+            if (after := entity_after(stored, row)) is not stored:
                 database.write(_UPSERT_ENTITY, _entity_binding(write.shard, after))
         database.write_all(_UPSERT_CLIENT, rows.clients)
         database.write_all(

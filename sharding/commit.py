@@ -14,14 +14,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
-from ..actors.errors import StoreUnavailable
 from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.overlay import record_bytes
 from ..persistence.records import Record, encode_batch
 from ..persistence.spi import Store
-from .retries import store_retries
+from .retries import until_done
 
 
 class CommitPath:
@@ -86,13 +86,8 @@ class CommitPath:
             batch = self._next_batch()
             n = self.n + 1
             content = encode_batch(batch, self._incarnation, n)
-            try:
-                await self._store.append(self._incarnation, n, content)
-            except StoreUnavailable:
-                # A row that was tried keeps its content for ever: a repeat may find that the first try did arrive.
-                async for attempt in store_retries(self._world, StoreUnavailable):
-                    with attempt:
-                        await self._store.append(self._incarnation, n, content)
+            # A row that was tried keeps its content for ever: a repeat may find that the first try did arrive.
+            await until_done(self._world, partial(self._store.append, self._incarnation, n, content))
             self.n = n
             self.committed += len(batch)
             if not self._filling:

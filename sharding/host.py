@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from ..actors.errors import Fenced, StoreUnavailable
+from ..actors.errors import Fenced
 from ..actors.kind import EntityKind
 from ..actors.settings import Settings
 from ..actors.turn import Turn
@@ -33,7 +34,7 @@ from .ownership import Ownership
 from .passivation import IdleList
 from .performer import TurnPerformer
 from .resident import Resident
-from .retries import store_retries
+from .retries import until_done
 from .shard import OwnedShard
 from .table import ShardTable
 from .turns import Turns
@@ -245,10 +246,8 @@ class Host:
             await asyncio.sleep(self.settings.session_touch_s)
             peers = {peer.client: peer for peer in self._intake.peers()}
             known = {client for shard in self.shards.values() for client in shard.windows}
-            async for attempt in store_retries(self._world, StoreUnavailable):
-                with attempt:
-                    gone = await self._store.touch_sessions(peers)
-                    alive = (await self._store.sessions()).keys()
+            gone = await until_done(self._world, partial(self._store.touch_sessions, peers))
+            alive = (await until_done(self._world, self._store.sessions)).keys()
             for client in gone:
                 peers[client].close("the session expired: connect again")
             for shard in self.shards.values():

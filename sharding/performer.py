@@ -16,7 +16,7 @@ from xxhash import xxh3_64_intdigest
 
 from ..actors.activation import Activation
 from ..actors.calls import Mode, Status
-from ..actors.errors import CorruptRecord, StoreUnavailable
+from ..actors.errors import CorruptRecord
 from ..actors.settings import Settings
 from ..actors.stored import StoredEntity
 from ..actors.turn import Turn, TurnResult
@@ -27,7 +27,7 @@ from .commit import CommitPath
 from .gate import OutputGate
 from .messages import Answer
 from .resident import Pending, Resident
-from .retries import store_retries
+from .retries import until_done
 from .shard import OwnedShard, Phase
 from .window import Known
 
@@ -137,7 +137,7 @@ class TurnPerformer:
             turn = Turn(self._world.wall_ms(), self._settings.command_timeout_s)
             await activation.on_activate(turn)
         except Exception as error:
-            log.error("entity %s/%s could not be activated", kind, id, exc_info=error)
+            log.exception("entity %s/%s could not be activated", kind, id)
             status = Status.UNAVAILABLE if isinstance(error, CorruptRecord) else Status.HANDLER_FAILED
             message = f"{kind}/{id} could not be activated: {type(error).__name__}: {error}"
             while resident.mailbox:
@@ -150,9 +150,7 @@ class TurnPerformer:
         await self._commits.settled(resident.ticket)  # the overlay holds committed records only
         base = StoredEntity()
         if not shard.overlay.whole(key):
-            async for attempt in store_retries(self._world, StoreUnavailable):
-                with attempt:
-                    base = await self._from_tables(shard, resident)
+            base = await until_done(self._world, lambda: self._from_tables(shard, resident))
         return shard.overlay.entity(key, base)
 
     async def _from_tables(self, shard: OwnedShard, resident: Resident) -> StoredEntity:
@@ -194,10 +192,9 @@ class TurnPerformer:
     async def _look_up_command_id(self, resident: Resident, pending: Pending) -> None:
         """Bring what the tables hold under its command ID into memory."""
         call, shard = pending.call, resident.shard
-        row = None
-        async for attempt in store_retries(self._world, StoreUnavailable):
-            with attempt:
-                row = await self._store.read_named(shard.shard, call.kind, call.id, call.command_id)
+        row = await until_done(
+            self._world, lambda: self._store.read_named(shard.shard, call.kind, call.id, call.command_id)
+        )
         if row is not None:
             shard.named.setdefault((call.kind, call.id, call.command_id), Known(row.reply, 0))
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
-from ..actors.errors import StoreUnavailable
 from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.checkpoint import ShardCheckpoint, plan
 from ..persistence.records import Record
-from ..persistence.spi import Store, TableWrite
+from ..persistence.spi import Store
 from .commit import CommitPath
-from .retries import store_retries
+from .retries import until_done
 from .shard import OwnedShard
 
 
@@ -137,27 +137,20 @@ class Upkeep:
     async def _write(self, parts: Iterable[ShardCheckpoint]) -> frozenset[int]:
         refused: frozenset[int] = frozenset()
         for transaction in plan(parts, self._settings.table_write_rows, self._settings.table_write_bytes):
-            refused |= await self._write_one([write for write in transaction if write.shard not in refused])
+            writes = [write for write in transaction if write.shard not in refused]
+            refused |= await until_done(self._world, partial(self._store.checkpoint, self._incarnation, writes))
         return refused
 
-    async def _write_one(self, transaction: list[TableWrite]) -> frozenset[int]:
-        async for attempt in store_retries(self._world, StoreUnavailable):
-            with attempt:
-                return await self._store.checkpoint(self._incarnation, transaction)
-        raise AssertionError  # the retries end by success only
-
     async def _let_go(self, incarnation: int, through_n: int) -> None:
-        async for attempt in store_retries(self._world, StoreUnavailable):
-            with attempt:
-                await self._store.delete_log_rows(incarnation, through_n)
+        await until_done(self._world, lambda: self._store.delete_log_rows(incarnation, through_n))
 
     async def _let_go_of_former(self, former: set[int]) -> None:
         """A sealed log that no shard's row names any more: every shard in it is past it."""
         if not former:
             return
-        named = {owner for row in await self._store.shards() for owner in row.owners}
+        named = {owner for row in await until_done(self._world, self._store.shards) for owner in row.owners}
         for owner in sorted(former - named):
-            rows = await self._store.read_log(owner)
+            rows = await until_done(self._world, partial(self._store.read_log, owner))
             if rows:
                 await self._let_go(owner, rows[-1].n)
 

@@ -32,7 +32,7 @@ def test_a_row_is_passed_only_when_all_its_tests_that_ran_passed() -> None:
 def test_a_run_prints_the_table_before_its_summary(pytester: pytest.Pytester) -> None:
     pytester.makeconftest(f"import sys; sys.path.insert(0, {str(HELPERS)!r})\npytest_plugins = ['conformance']")
     pytester.makepyfile(
-        '''
+        """
         import pytest
 
         def test_passes(): "J01 and J02"
@@ -53,7 +53,7 @@ def test_a_run_prints_the_table_before_its_summary(pytester: pytest.Pytester) ->
             raise AssertionError
         def test_cannot_start(broken): "J06"
         def test_unknown(): "J99"
-        '''
+        """
     )
     result = pytester.runpytest_subprocess("--conformance", "-p", "no:cacheprovider")
     result.stdout.re_match_lines(

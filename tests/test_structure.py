@@ -22,14 +22,36 @@ from imports import (
 ROOT = Path(__file__).resolve().parents[1]
 
 SHELLS: dict[str, tuple[str, ...]] = {
+    # a store's URL may name a folder
+    "persistence.open": ("pathlib",),
+    "persistence.sqlite": ("pathlib",),
+    # who a process is and whether it is gone, by pidfd and start time: the kernel's word, which the stores need
+    "persistence.process": ("os", "pathlib", "psutil", "select", "signal"),
+    # files, locks and SQL of the SQLite store; what they mean is decided elsewhere, and compared with the memory store
+    "persistence.sqlite_file": ("apsw", "os", "pathlib", "secrets", "time"),
+    "persistence.sqlite_folder": ("os", "pathlib", "secrets"),
+    "persistence.sqlite_log": ("apsw",),
+    # the threads that SQL runs on, so that it never blocks an event loop
+    "persistence.sqlite_worker": ("os", "threading"),
     # the real clock, luck and tasks, which everything else is handed as a `World`
     "cluster.system": ("os", "random", "time", "loop.create_task"),
     # listening and connecting, behind the protocol `Network`
     "cluster.network": ("socket", "loop.create_connection", "loop.create_server"),
     # the token's file: mode, owner, and nothing left behind
     "cluster.token": ("os", "pathlib"),
-    # who a process is and whether it is gone, by pidfd and start time: the kernel's word, which the stores need
-    "persistence.process": ("os", "pathlib", "psutil", "select", "signal"),
+    # the public API: puts a real world together; reads the environment for settings
+    "cluster.api": ("os",),
+    # notices that it is in a forked child, whose numbers would not be its own
+    "cluster.client": ("os",),
+    # finds the user's `module:app` in a folder
+    "cluster.loading": ("pathlib",),
+    # a host as a process of its own
+    "cluster.host_process": ("os", "pathlib", "print", "uvloop"),
+    # the lease is kept on a thread, so that a handler that burns CPU does not cost the host its shards
+    "cluster.hosting": ("asyncio.run", "threading"),
+    # Ray: the actors, and how Ray is asked
+    "cluster.ray_actors": ("asyncio.create_task", "concurrent", "os", "pathlib", "ray", "threading"),
+    "cluster.ray_adapter": ("asyncio.to_thread", "ray"),
 }
 """The shells, what each may touch, and why it is one. Whatever is missing here is a decision or is handed its world."""
 
@@ -41,6 +63,7 @@ DECISIONS = (
     "persistence.overlay",
     "persistence.ownership",
     "persistence.records",
+    "persistence.rows",
     "sharding.allocation",
     "sharding.coordinator",
     "sharding.gate",
@@ -102,7 +125,9 @@ def test_the_door_is_the_only_module_at_the_root() -> None:
 
 def test_importing_the_door_stays_light() -> None:
     """`import atoll` pulls in neither Ray nor a store nor an event loop: a client that only defines entities pays nothing."""
-    code = "import atoll, sys; print(*sorted({'ray', 'uvloop', 'apsw', 'asyncpg', 'psutil', 'typer'} & set(sys.modules)))"
+    code = (
+        "import atoll, sys; print(*sorted({'ray', 'uvloop', 'apsw', 'asyncpg', 'psutil', 'typer'} & set(sys.modules)))"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "tests", timeout=60, check=True
     )
@@ -239,7 +264,9 @@ def test_a_decision_that_waits_is_seen(source: str) -> None:
 
 
 def test_an_import_of_ray_is_seen_wherever_it_hides() -> None:
-    modules = _modules(cluster__a="def f():\n    from ray.util import x", cluster__b="import rayon", cluster__c="import ray")
+    modules = _modules(
+        cluster__a="def f():\n    from ray.util import x", cluster__b="import rayon", cluster__c="import ray"
+    )
     assert importers(modules, "ray") == ["cluster.a", "cluster.c"]
 
 

@@ -81,9 +81,7 @@ def test_a_killed_node_takes_all_it_runs_with_it_and_stopping_leaves_nothing() -
     nodes.stop()  # again: nothing to do
 
 
-def test_a_node_that_cannot_start_says_why_and_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_node_that_cannot_start_says_why_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The end of Ray's own output is in the message, and the folder is gone."""
     deep = tmp_path / ("deep" * 20)  # too long for Ray's sockets
     deep.mkdir()
@@ -96,7 +94,11 @@ def test_a_node_that_cannot_start_says_why_and_leaves_nothing(
 def test_only_processes_with_our_mark_are_taken_for_ours(tmp_path: Path) -> None:
     """A process that merely runs on the same machine is never touched."""
     program = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
-    environments = ({**os.environ, MARK: f"{tmp_path}#0"}, {**os.environ, MARK: f"{tmp_path}-other#0"}, dict(os.environ))
+    environments = (
+        {**os.environ, MARK: f"{tmp_path}#0"},
+        {**os.environ, MARK: f"{tmp_path}-other#0"},
+        dict(os.environ),
+    )
     running = [
         subprocess.Popen(program, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for environment in environments

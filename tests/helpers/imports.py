@@ -17,14 +17,15 @@ FLOORS = ("actors", "persistence", "sharding", "cluster")
 """The lowest first; a module may import its own floor and those before it."""
 
 WORLDLY_MODULES = frozenset(
-    """apsw asyncpg concurrent fcntl http mmap multiprocessing os pathlib platform psutil random ray secrets select
-    selectors shutil signal socket sqlite3 ssl subprocess tempfile threading time urllib uuid uvloop""".split()
+    """apsw asyncpg concurrent fcntl http mmap multiprocessing os pathlib platform psutil random ray secrets
+    select selectors shutil signal socket sqlite3 ssl subprocess tempfile threading time urllib uuid uvloop""".split()  # noqa: SIM905 - words read better than a column of quotes
 )
 """Clock, luck, files, sockets, processes, threads: what a module may use only as a named shell."""
 
 WORLDLY_NAMES = frozenset(
-    """asyncio.create_task asyncio.ensure_future asyncio.to_thread asyncio.run asyncio.Runner asyncio.open_connection asyncio.start_server asyncio.create_subprocess_exec asyncio.new_event_loop
-    datetime.datetime.now datetime.datetime.utcnow datetime.datetime.today datetime.date.today""".split()
+    """asyncio.create_task asyncio.ensure_future asyncio.to_thread asyncio.run asyncio.Runner
+    asyncio.open_connection asyncio.start_server asyncio.create_subprocess_exec asyncio.new_event_loop
+    datetime.datetime.now datetime.datetime.utcnow datetime.datetime.today datetime.date.today""".split()  # noqa: SIM905 - as above
 )
 """The same inside modules that are harmless otherwise. Timers of the running loop are allowed, since a simulator
 replaces the loop as a whole, and so are `gather` and `TaskGroup`, whose tasks end with their caller."""
@@ -72,7 +73,7 @@ def read_package(root: Path) -> dict[str, Module]:
     return modules
 
 
-# ---- imports
+# ---- who imports whom
 
 
 def imports(module: Module, known: Collection[str]) -> Iterator[Import]:
@@ -116,7 +117,7 @@ def _resolved(module: Module, node: ast.ImportFrom) -> str:
     return ".".join([*base, *(node.module.split(".") if node.module else [])])
 
 
-# ---- checks
+# ---- what must hold
 
 
 def against_floors(modules: Mapping[str, Module]) -> list[str]:

@@ -53,7 +53,7 @@ def main() -> None:
         [str(environment / "bin" / "atoll"), "--help"], capture_output=True, text=True, timeout=60, check=True
     )
     assert "start" in shown.stdout, shown.stdout
-    print(f"the wheel of atoll {distribution('atoll').version} works from {Path.cwd()}")
+    print(f"the wheel of atoll {distribution('atoll').version} works from {Path.cwd()}")  # noqa: T201 - a script
 
 
 if __name__ == "__main__":

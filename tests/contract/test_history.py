@@ -1,0 +1,117 @@
+"""History: the commits of event-sourced entities, per entity by seq and per shard by position."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import pytest
+from atoll.persistence.spi import CheckpointEnd, Store, TableWrite
+from store_rows import KIND, commit, ending, entity, own
+
+if TYPE_CHECKING:
+    from conftest import Stores
+
+
+@pytest.fixture
+async def epoch(store: Store, host: int) -> int:
+    """Three checkpoints of shard 0: positions 1-30, entity e0, e1, e2 in turn, each with seq 1-10; 0.2 MB at seq 5."""
+    epochs = await own(store, host, 0)
+    commits = [
+        commit(position, f"e{position % 3}", (position + 2) // 3, b"x" * 200_000 if (position + 2) // 3 == 5 else b"")
+        for position in range(1, 31)
+    ]
+    for first, last in ((0, 7), (7, 21), (21, 30)):
+        await store.checkpoint(host, [ending(0, epochs[0], last, *commits[first:last])])
+    return epochs[0]
+
+
+async def test_an_unknown_entity_has_no_history(store: Store, epoch: int) -> None:
+    """J02: no history, and no row whose seq could be other than 0."""
+    assert await store.read_commits(0, KIND, "nobody") == []
+    assert await store.read_commits(1, KIND, "e1") == []
+    assert await store.read_commits(0, "Cart", "e1") == []
+    assert await store.read_entity(0, KIND, "nobody") is None
+    assert await store.read_history(2) == []
+
+
+@pytest.mark.usefixtures("epoch")
+async def test_commits_replay_from_any_seq_to_any_seq_with_a_limit(store: Store) -> None:
+    """J01: in order, after_seq < seq <= to_seq, at most `limit`; empty ranges and a limit of 0 give nothing."""
+
+    async def seqs(**which: int) -> list[int]:
+        found = await store.read_commits(0, KIND, "e1", **which)
+        assert {(c.kind, c.id) for c in found} <= {(KIND, "e1")}
+        return [c.seq for c in found]
+
+    for after in range(12):
+        for to in range(12):
+            for limit in (0, 1, 3, 99):
+                expected = [seq for seq in range(1, 11) if after < seq <= to][:limit]
+                assert await seqs(after_seq=after, to_seq=to, limit=limit) == expected
+    assert await seqs() == list(range(1, 11))
+    assert await seqs(after_seq=9) == [10]
+    assert await seqs(limit=4) == [1, 2, 3, 4]
+
+
+async def test_the_highest_seq_is_known_without_history(store: Store, host: int, epoch: int) -> None:
+    """J01: an empty answer does not mean a young entity: its row holds the seq."""
+    await store.checkpoint(host, [TableWrite(0, epoch, entities=(entity("e1", 10),))])
+    assert await store.read_commits(0, KIND, "e1", limit=0) == []
+    row = await store.read_entity(0, KIND, "e1")
+    assert row is not None
+    assert row.seq == 10
+
+
+@pytest.mark.usefixtures("epoch")
+async def test_a_shard_is_read_in_order_of_position(store: Store) -> None:
+    """J10: from any position, with any limit, in order and without a hole."""
+    for after in range(32):
+        for limit in (0, 1, 7, 99, None):
+            found = await store.read_history(0, after, limit)
+            expected = list(range(after + 1, 31))
+            assert [c.position for c in found] == (expected if limit is None else expected[:limit])
+
+
+async def test_history_is_added_once(store: Store, host: int, epoch: int) -> None:
+    """J04: commits at or below p are in the history already; a repeat adds none, and an overlap adds what is new."""
+    overlap = [commit(position, f"e{position % 3}", (position + 2) // 3) for position in range(25, 34)]
+    for _ in range(2):
+        await store.checkpoint(host, [ending(0, epoch, 33, *overlap)])
+    assert [c.position for c in await store.read_history(0)] == list(range(1, 34))
+    assert [c.seq for c in await store.read_commits(0, KIND, "e0")] == list(range(1, 12))
+
+
+async def test_other_kinds_of_records_leave_holes_that_are_no_holes(store: Store, host: int) -> None:
+    """J10: positions count all records of a shard; only commits of event-sourced entities stand in its history."""
+    epochs = await own(store, host, 1)
+    await store.checkpoint(host, [ending(1, epochs[1], 9, commit(3, "a", 1), commit(8, "a", 2))])
+    await store.checkpoint(host, [ending(1, epochs[1], 15)])
+    await store.checkpoint(host, [ending(1, epochs[1], 20, commit(17, "b", 1))])
+    assert [c.position for c in await store.read_history(1)] == [3, 8, 17]
+    assert [c.position for c in await store.read_history(1, 9)] == [17]
+    assert [c.position for c in await store.read_history(1, 3, 1)] == [8]
+
+
+async def test_a_reader_behind_concurrent_checkpoints_misses_nothing(stores: Stores) -> None:
+    """J10: four shards are written at once while a reader follows each: it never sees a position before an earlier one,
+    and in the end has them all."""
+    writer, reader = await stores.open(), await stores.open()
+    host = await writer.register_host("a:1", "n", None)
+    epochs = await own(writer, host)
+    last = 60
+
+    async def write(shard: int) -> None:
+        for position in range(1, last + 1):
+            end = CheckpointEnd(position, (commit(position, f"e{position % 4}", position),))
+            await writer.checkpoint(host, [TableWrite(shard, epochs[shard], end=end)])
+
+    async def follow(shard: int) -> list[int]:
+        seen: list[int] = []
+        while not seen or seen[-1] < last:
+            seen += [c.position for c in await reader.read_history(shard, seen[-1] if seen else 0)]
+            await asyncio.sleep(0)
+        return seen
+
+    results = await asyncio.gather(*(follow(shard) for shard in range(4)), *(write(shard) for shard in range(4)))
+    assert results[:4] == [list(range(1, last + 1))] * 4

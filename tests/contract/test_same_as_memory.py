@@ -1,0 +1,201 @@
+"""The memory store says what the promises mean; SQLite must say the same, whatever is asked of it in whatever order.
+
+Hypothesis makes sequences of calls and prints the shortest one that differs, with the lines that replay it. The values
+in a call are small and relative to what the store holds, so that most calls are nearly right: they meet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from atoll.actors.errors import AtollError
+from atoll.actors.stored import StoredState
+from atoll.persistence.memory import MemoryStore
+from atoll.persistence.records import EntityRow
+from atoll.persistence.spi import Assignment, CheckpointEnd, Store, TableWrite
+from atoll.persistence.sqlite import SQLiteStore
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from store_rows import KIND, client, commit, entity, named, without_snapshot
+
+SHARDS = 2
+hosts = st.integers(1, 4)
+shards = st.integers(0, SHARDS - 1)
+off_by = st.sampled_from([0, 0, 0, 0, -1, 1])
+"""Mostly right, sometimes stale, sometimes from nowhere."""
+ids = st.sampled_from(["a", "b", "ü\x00"])
+seqs = st.integers(1, 8)
+contents = st.sampled_from([b"", b"x", b"y"])
+
+entities = st.one_of(
+    st.builds(entity, ids, seqs),
+    st.builds(lambda id, seq: entity(id, seq, deleted=True), ids, seqs),
+    st.builds(without_snapshot, ids, seqs),
+    st.builds(lambda id, seq: EntityRow(KIND, id, seq, StoredState(1, b"snapshot"), seq // 2), ids, seqs),
+)
+clients = st.builds(lambda number, floor: client(number, floor, floor, floor + 2), st.integers(1, 3), st.integers(1, 5))
+replies = st.builds(named, ids, ids, st.integers(1, 5), ids)
+
+
+def unique(rows: st.SearchStrategy[Any], key: Callable[[Any], Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(rows, max_size=3, unique_by=key).map(tuple)
+
+
+ends = st.tuples(st.integers(0, 6), st.lists(ids, max_size=4), st.sampled_from([False, False, False, True]))
+writes = st.tuples(
+    shards,
+    off_by,
+    unique(entities, lambda row: (row.kind, row.id)),
+    unique(clients, lambda row: row.client),
+    st.lists(st.integers(1, 3), max_size=1).map(tuple),
+    unique(replies, lambda row: (row.id, row.command_id)),
+    st.integers(0, 3),
+    st.none() | ends,
+)
+calls = st.one_of(
+    st.tuples(st.just("register")),
+    st.tuples(st.just("own"), hosts, shards),
+    st.tuples(st.just("own"), hosts, shards),
+    st.tuples(st.just("renew"), hosts),
+    st.tuples(st.just("condemn"), hosts, off_by),
+    st.tuples(st.just("assign"), st.lists(st.tuples(shards, off_by, hosts), max_size=3)),
+    st.tuples(st.just("claim"), hosts, st.lists(st.tuples(shards, off_by), max_size=3)),
+    st.tuples(st.just("append"), hosts, st.sampled_from([1, 1, 1, 1, 0, -1, 2]), contents),
+    st.tuples(st.just("append"), hosts, st.just(1), contents),
+    st.tuples(st.just("seal"), hosts),
+    st.tuples(st.just("delete_log_rows"), hosts, st.integers(0, 6)),
+    st.tuples(st.just("checkpoint"), hosts, st.lists(writes, min_size=1, max_size=3)),
+    st.tuples(st.just("checkpoint"), hosts, st.lists(writes, min_size=1, max_size=3)),
+    st.tuples(st.just("open_session")),
+    st.tuples(st.just("touch_sessions"), st.lists(st.integers(1, 4), max_size=3)),
+    st.tuples(st.just("expire_sessions"), st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2)), max_size=3)),
+    st.tuples(st.just("reopen")),
+)
+
+
+class Pair:
+    """The memory store and an SQLite store that get the same calls."""
+
+    def __init__(self, folder: Path) -> None:
+        self.memory = MemoryStore()
+        self._folder = folder
+        self.sqlite = SQLiteStore(folder)
+        self._newest: dict[int, int] = {}
+        self._events: dict[str, int] = {}
+
+    async def open(self) -> None:
+        await self.memory.open("bank", SHARDS)
+        await self.sqlite.open("bank", SHARDS)
+
+    async def close(self) -> None:
+        await self.sqlite.close()
+
+    async def both(self, ask: Callable[[Store], Awaitable[Any]]) -> None:
+        expected, found = [await outcome(ask(store)) for store in (self.memory, self.sqlite)]
+        assert found == expected
+
+    async def call(self, name: str, *args: Any) -> None:
+        match name, args:
+            case "register", ():
+                await self.both(lambda store: store.register_host("a:1", "node", None))
+            case "own", (host, shard):
+                epoch = await self._epoch(shard)
+                await self.both(lambda store: store.assign([Assignment(shard, epoch, host)]))
+                await self.both(lambda store: store.claim(host, [(shard, epoch + 1)]))
+            case "condemn", (host, off):
+                known = {row.incarnation: row.renewals for row in await self.memory.hosts()}
+                await self.both(lambda store: store.condemn(host, known.get(host, 0) + off))
+            case "assign", (wanted,):
+                decided = [Assignment(shard, await self._epoch(shard) + off, host) for shard, off, host in wanted]
+                await self.both(lambda store: store.assign(decided))
+            case "claim", (host, wanted):
+                claims = [(shard, await self._epoch(shard) + off) for shard, off in wanted]
+                await self.both(lambda store: store.claim(host, claims))
+            case "append", (host, step, content):
+                n = max(1, self._newest.get(host, 0) + step)
+                if not isinstance(await outcome(self.sqlite.read_log(host)), type) and step == 1:
+                    self._newest[host] = n
+                await self.both(lambda store: store.append(host, n, content))
+            case "checkpoint", (host, parts):
+                made = [await self._write(*part) for part in parts]
+                await self.both(lambda store: store.checkpoint(host, made))
+            case "reopen", ():
+                await self.sqlite.close()
+                self.sqlite = SQLiteStore(self._folder)
+                await self.sqlite.open("bank", SHARDS)
+            case _:
+                await self.both(lambda store: getattr(store, name)(*args))
+
+    async def _epoch(self, shard: int) -> int:
+        return (await self.memory.shards())[shard].epoch
+
+    async def _write(self, shard: int, off: int, *parts: Any) -> TableWrite:
+        *rows, end = parts
+        row = (await self.memory.shards())[shard]
+        made = None
+        if end is not None:
+            ahead, events, release = end
+            commits = []
+            for position, id in enumerate(events, row.position):  # the first one is in the history already
+                self._events[id] = self._events.get(id, 0) + 1
+                commits.append(commit(position, id, self._events[id]))
+            commits = [c for c in commits if 0 < c.position <= row.position + ahead]
+            made = CheckpointEnd(row.position + ahead, tuple(commits), release)
+        return TableWrite(shard, row.epoch + off, *rows, end=made)
+
+    async def compare_everything(self) -> None:
+        await self.both(lambda store: store.hosts())
+        await self.both(lambda store: store.shards())
+        await self.both(lambda store: store.sessions())
+        for host in range(1, 5):
+            await self.both(lambda store, host=host: store.read_log(host))
+            await self.both(lambda store, host=host: store.read_log(host, 2))
+        for shard in range(SHARDS):
+            await self.both(lambda store, shard=shard: store.read_clients(shard))
+            for after, limit in itertools.product((0, 3), (None, 0, 2)):
+                await self.both(lambda store, s=shard, a=after, x=limit: store.read_history(s, a, x))
+            for id in ("a", "b", "ü\x00", "c"):
+                await self.both(lambda store, s=shard, id=id: store.read_entity(s, KIND, id))
+                for after, to, limit in itertools.product((0, 2), (None, 3), (None, 1)):
+                    await self.both(
+                        lambda store, s=shard, id=id, a=after, t=to, x=limit: store.read_commits(s, KIND, id, a, t, x)
+                    )
+                for command in ("a", "b", "ü\x00"):
+                    await self.both(lambda store, s=shard, id=id, c=command: store.read_named(s, KIND, id, c))
+
+
+async def outcome(call: Awaitable[Any]) -> Any:
+    """What a call returned, or the type of what it raised."""
+    try:
+        return await call
+    except (AtollError, ValueError) as error:
+        return type(error)
+
+
+async def run(sequence: list[tuple[Any, ...]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        pair = Pair(Path(folder) / "store")
+        await pair.open()
+        try:
+            for _ in range(2):
+                await pair.call("register")
+            for name, *args in sequence:
+                await pair.call(name, *args)
+            await pair.compare_everything()
+            await pair.call("reopen")
+            await pair.compare_everything()
+        finally:
+            await pair.close()
+
+
+@settings(max_examples=60, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(calls, min_size=5, max_size=40))
+def test_sqlite_answers_every_sequence_of_calls_as_memory_does(sequence: list[tuple[Any, ...]]) -> None:
+    """J03, J04, J06, J10, J16, PR01-PR04, PR07, PR12, PR14: the two stores give equal results, call by call, and hold the
+    same in the end, also after a reopen."""
+    asyncio.run(run(sequence))
