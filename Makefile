@@ -55,7 +55,7 @@ run: $(READY)
 # In build/ and dist/ nothing old may lie: setuptools would ship a module that was deleted since.
 wheel: $(READY)
 	rm -rf build dist
-	$(BIN)/python -m build --wheel --outdir dist
+	$(BIN)/python -m build --quiet --wheel --outdir dist
 	$(BIN)/python -m venv $(WHEEL)
 	$(WHEEL)/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl
 	cd / && $(abspath $(WHEEL))/bin/python -I $(abspath tests/wheel/smoke.py)

@@ -15,6 +15,8 @@ This is the public door: what is not in `__all__` is not public. Importing it st
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from .actors import testing
 from .actors.app import App
 from .actors.context import Context
@@ -43,10 +45,15 @@ from .actors.schema import field
 from .actors.settings import Settings
 from .cluster.system import SystemWorld
 
+if TYPE_CHECKING:
+    from .cluster.api import Cluster, connect, local
+    from .cluster.token import Token
+
 __all__ = [
     "App",
     "AtollError",
     "CallCycle",
+    "Cluster",
     "Command",
     "Context",
     "CorruptRecord",
@@ -65,10 +72,13 @@ __all__ = [
     "Settings",
     "StoreError",
     "StoreUnavailable",
+    "Token",
     "Unavailable",
     "apply",
     "command",
+    "connect",
     "field",
+    "local",
     "new_command_id",
     "query",
     "testing",
@@ -86,3 +96,16 @@ def new_command_id() -> str:
 
 
 _world = SystemWorld()
+
+_LATER = {"Cluster": "api", "connect": "api", "local": "api", "Token": "token"}
+"""What brings sockets and stores along is imported when it is first used."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module 'atoll' has no attribute {name!r}")
+    from importlib import import_module  # noqa: PLC0415 - part of the delay
+
+    value = getattr(import_module(f".cluster.{_LATER[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -142,7 +142,7 @@ class EntityKind:
     def encode_state(self, entity: Any) -> bytes:
         """The fields as a MessagePack map by name. Raises `ValueError` naming the field that cannot be stored."""
         try:
-            return _encode(self._state_class(*self._values(entity)))
+            return _encode(self._state_class(*self._values(entity.__dict__)))
         except Exception as problem:  # noqa: BLE001 - a user's type may raise anything
             raise ValueError(f"the state cannot be stored: {self._blame(entity, problem)}") from None
 
@@ -159,6 +159,8 @@ class EntityKind:
 
     def _blame(self, entity: Any, problem: Exception) -> str:
         for name in sorted(self.field_names):
+            if name not in entity.__dict__:
+                return f"{name} was deleted; set it to a value instead"
             try:
                 _encode(getattr(entity, name))
             except Exception as its_problem:  # noqa: BLE001 - as above
@@ -279,7 +281,9 @@ def _check_event(event_class: Any, where: str) -> None:
     check_type(event_class, where)
 
 
-def _getter(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+def _getter(names: tuple[str, ...]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    """Takes the fields out of an object's attributes: not by `getattr`, which would find the class's default where a
+    field was deleted."""
     if len(names) > 1:
-        return operator.attrgetter(*names)
-    return lambda entity: tuple(getattr(entity, name) for name in names)
+        return operator.itemgetter(*names)
+    return lambda attributes: tuple(attributes[name] for name in names)

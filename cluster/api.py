@@ -13,10 +13,12 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..actors.app import App
 from ..actors.entity import Entity
+from ..actors.errors import known_rejections
 from ..actors.ids import checked_entity_id
 from ..actors.kind import kind_of
 from ..actors.reference import bind_caller, reference, unbind_caller
@@ -24,13 +26,15 @@ from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.memory import MemoryStore
 from ..persistence.open import open_store
-from .client import Client
+from .client import Client, Discover
 from .coordination import Coordination
 from .hosting import start_host
 from .local_network import LocalNetwork
-from .network import Network, TcpNetwork
+from .network import Network, TcpNetwork, split_address
 from .system import SystemWorld
-from .token import Token
+from .token import Token, TokenError, read_token_file
+from .token import token_file as token_file_named
+from .wire import ANY_APP
 
 E = TypeVar("E", bound=Entity)
 
@@ -67,8 +71,8 @@ async def connected(
     settings: Settings,
     world: World,
     network: Network,
-    app: App | None = None,
     timeout_s: float = CONNECT_TIMEOUT_S,
+    discover: Discover | None = None,
 ) -> AsyncIterator[Cluster]:
     """A cluster over the given hosts; everything from outside is handed in (tests and the simulator use this)."""
     client = Client(
@@ -78,8 +82,9 @@ async def connected(
         settings=settings,
         world=world,
         network=network,
-        rejections=app.rejections if app is not None else {},
+        rejections=known_rejections(),
         software=software(),
+        discover=discover,
     )
     try:
         await client.open(timeout_s)
@@ -127,9 +132,7 @@ async def local(app: App, *, store: str | None = None) -> AsyncIterator[Cluster]
         stack.push_async_callback(_end, tasks)
         stack.push_async_callback(host.stop)
         cluster = await stack.enter_async_context(
-            connected(
-                app.name, [running.address], token=token, settings=settings, world=world, network=network, app=app
-            )
+            connected(app.name, [running.address], token=token, settings=settings, world=world, network=network)
         )
         host.ownership.poke()
         await cluster.client.table_complete()
@@ -146,13 +149,62 @@ async def _end(tasks: list[asyncio.Task[Any]]) -> None:
 async def connect(
     target: str,
     *,
-    token: str | bytes | None = None,
+    token: str | Token | None = None,
     token_file: str | os.PathLike[str] | None = None,
-    app: App | str | None = None,
     timeout: float = CONNECT_TIMEOUT_S,  # noqa: ASYNC109 - the API's word; it bounds the first connection only
 ) -> AsyncIterator[Cluster]:
-    raise NotImplementedError
-    yield
+    """Connect to a running app.
+
+    `target`: the app's name, from inside its Ray cluster (or any machine that `ray.init(address="auto")` works on), or
+    `tcp://host:port,host:port` from anywhere. Over tcp the token is asked for: `token` (its text), else `token_file`,
+    else the file that `ATOLL_TOKEN_FILE` names.
+
+    Raises `Unavailable` when no host answers within `timeout` seconds or the hosts refuse, `TokenError` when there is
+    no usable token, `RayProblem` when there is no Ray cluster, `ValueError` for a target that is neither.
+    """
+    settings, _ = Settings.load({}, os.environ)
+    discover = None
+    if target.startswith("tcp://"):
+        app_name = ANY_APP
+        addresses = [address for address in target.removeprefix("tcp://").rstrip("/").split(",") if address]
+        for address in addresses:
+            split_address(address)
+        if not addresses:
+            raise ValueError(f"{target!r} names no host: write tcp://host:port,host:port")
+        secret = _token(token, token_file)
+    else:
+        from . import discovery  # noqa: PLC0415 - imports Ray, which a client over tcp does without
+
+        app_name = target
+        found = await discovery.find_hosts(app_name)
+        addresses = list(found.addresses)
+        secret = _token(token, token_file or found.token_file)
+
+        async def discover() -> Sequence[str]:
+            return (await discovery.find_hosts(target)).addresses
+
+    async with connected(
+        app_name,
+        addresses,
+        token=secret,
+        settings=settings,
+        world=SystemWorld(),
+        network=TcpNetwork(),
+        timeout_s=timeout,
+        discover=discover,
+    ) as cluster:
+        yield cluster
 
 
-_ = TcpNetwork
+def _token(token: str | Token | None, path: str | os.PathLike[str] | None) -> Token:
+    if isinstance(token, Token):
+        return token
+    if token is not None:
+        return Token.parse(token)
+    file = Path(path) if path is not None else token_file_named(os.environ)
+    if file is None:
+        raise TokenError(
+            "a connection over tcp needs the cluster's token: give token=..., token_file=..., or name its file in "
+            "ATOLL_TOKEN_FILE (`atoll status` shows where it is)"
+        )
+    return read_token_file(file)

@@ -42,7 +42,7 @@ from .lanes import Lane, Outgoing
 from .link import Link, open_link
 from .network import Network
 from .token import Token
-from .wire import Welcome
+from .wire import ANY_APP, Welcome
 
 log = logging.getLogger("atoll.client")
 
@@ -136,7 +136,7 @@ class Client:
                         await asyncio.sleep(self._pause(3))
         except TimeoutError:
             raise Unavailable(
-                f"no host of {self._app_name!r} answers at {', '.join(self._seeds)} within {timeout_s:g} s: is it running?"
+                f"no host answers at {', '.join(self._seeds)} within {timeout_s:g} s: is the app running there?"
             ) from None
 
     async def close(self) -> None:
@@ -405,6 +405,8 @@ class Client:
     def welcomed(self, link: Link, welcome: Welcome) -> None:
         self._client = welcome.client
         self._shards = welcome.shards
+        if self._app_name == ANY_APP:
+            self._app_name = welcome.app  # references are pickled under its real name
         self._settings = msgspec.structs.replace(  # the host's bounds, whatever this process was told
             self._settings,
             window_commands=welcome.window_commands,

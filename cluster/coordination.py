@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ..actors.errors import StoreError
 from ..actors.settings import Settings
@@ -37,10 +37,9 @@ class Coordination:
         network: Network,
         token: Token,
         hosts_wanted: int = 1,
-        host_lost: Callable[[HostRow], None] = lambda host: None,
     ) -> None:
         """`hosts_wanted`: nothing is placed for the first time before so many are live, so that the first ones do not
-        take everything. `host_lost` hears of every host that was condemned."""
+        take everything."""
         self._app_name = app_name
         self._store = store
         self._settings = settings
@@ -48,8 +47,9 @@ class Coordination:
         self._network = network
         self._token = token
         self._hosts_wanted = hosts_wanted
-        self._host_lost = host_lost
         self._coordinator = Coordinator(settings.lease_s, reads_gap_max_s=settings.lease_s / 2)
+        self.placing = True
+        """False: shards that are given back stay free (the app is being stopped)."""
         self._links: dict[int, Link] = {}
         self._dialing: set[int] = set()
         self._dead: set[int] = set()
@@ -76,10 +76,6 @@ class Coordination:
                 pass
             self._look.clear()
 
-    def hosts_wanted(self, count: int) -> None:
-        self._hosts_wanted = count
-        self.poke()
-
     async def step(self) -> None:
         """One round: read, decide, write."""
         began = self._world.monotonic()
@@ -95,9 +91,8 @@ class Coordination:
         for incarnation, renewals in decisions.condemn:
             if await self._store.condemn(incarnation, renewals):
                 log.warning("host %d at %s is condemned", incarnation, by_incarnation[incarnation].address)
-                self._host_lost(by_incarnation[incarnation])
                 self.poke()  # its shards are given away in the next round, on fresh facts
-        if decisions.assign and self._may_place(hosts, shards):
+        if decisions.assign and self.placing and self._may_place(hosts, shards):
             changed = await self._store.assign(decisions.assign)
             log.info("assigned %d shards", len(changed))
             for incarnation in {assignment.incarnation for assignment in decisions.assign}:

@@ -37,6 +37,7 @@ import msgspec
 
 from .token import Token
 from .wire import (
+    ANY_APP,
     PROTOCOL_VERSION,
     REASON_CHARACTERS_MAX,
     Challenge,
@@ -239,7 +240,7 @@ class HostHandshake:
                 f"protocol {hello.version} is not spoken here, only {PROTOCOL_VERSION}: "
                 "install the same version of atoll on both sides",
             )
-        if hello.app != self._terms.app:
+        if hello.app not in (self._terms.app, ANY_APP):
             raise _RefusedHere(
                 Refusal.APP, f"app {hello.app!r} does not live here: check the address and the app's name"
             )
@@ -275,6 +276,7 @@ class HostHandshake:
             arguments_bytes_max=terms.arguments_bytes_max,
             frame_bytes_max=terms.frame_bytes_max,
             software=terms.software,
+            app=terms.app,
         )
         return [Say(welcome), Open(welcome)]
 

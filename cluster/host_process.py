@@ -1,4 +1,4 @@
-"""A process that is a host: the same whether Ray started it (as an actor) or a command line (for tests and development).
+"""A process that is a host: the same whether Ray started it (as an actor) or a command line (tests, development).
 
     python -m atoll.cluster.host_process < spec.json
 
@@ -34,8 +34,8 @@ from .token import read_token_file
 log = logging.getLogger("atoll.host")
 
 SWITCH_INTERVAL_S = 0.0005
-"""How soon a thread that waits for the interpreter gets it. With Python's default (5 ms) a commit waits that long behind
-a busy loop; below 0.1 ms the switching itself costs throughput."""
+"""How soon a thread that waits for the interpreter gets it. With Python's default (5 ms) a commit waits that long
+behind a busy loop; below 0.1 ms the switching itself costs throughput."""
 
 
 class HostSpec(msgspec.Struct, frozen=True, kw_only=True):

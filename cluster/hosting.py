@@ -17,6 +17,7 @@ from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.spi import ProcessIdentity, Store
 from ..sharding.host import Host
+from ..sharding.messages import Message, Peer
 from .network import Network
 from .server import Server
 from .token import Token
@@ -112,10 +113,14 @@ def keep_lease_on_thread(host: Host) -> threading.Thread:
 class _Nobody:
     """Stands in as the receiver until the host is registered: the server lets nobody in before that."""
 
-    def connected(self, peer: Any) -> None:
+    def connected(self, peer: Peer) -> None:
         raise AssertionError
 
-    received = disconnected = connected
+    def received(self, peer: Peer, calls: list[Message]) -> None:
+        raise AssertionError
+
+    def disconnected(self, peer: Peer) -> None:
+        raise AssertionError
 
     async def admit(self, client: int) -> int | None:
         raise AssertionError

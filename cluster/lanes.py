@@ -6,8 +6,8 @@ A lane is one client's traffic with one shard.
                                      |         ^
                                      +--sent---+  again, with the same number, after any change of owner or connection
 
-Numbers are given when a command enters the window, in the order offered. The floor in every call tells the shard what it
-may forget; `prev` names the previous unanswered command to the same entity, so that a reconnect cannot reorder.
+Numbers are given when a command enters the window, in the order offered. The floor in every call tells the shard what
+it may forget; `prev` names the previous unanswered command to the same entity, so that a reconnect cannot reorder.
 """
 
 from __future__ import annotations

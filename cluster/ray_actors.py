@@ -24,6 +24,7 @@ from ..persistence.open import open_store
 from ..persistence.spi import HostRow, HostState, ShardState
 from . import ray_adapter
 from .coordination import Coordination
+from .discovery import host_prefix
 from .host_process import HostSpec, run_host, run_loop
 from .hosting import RunningHost
 from .network import TcpNetwork
@@ -41,16 +42,14 @@ def coordinator_name(app_name: str) -> str:
     return f"{app_name}/coordinator"
 
 
-def host_prefix(app_name: str) -> str:
-    return f"{app_name}/host/"
-
-
 class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What `atoll start` decided, for the coordinator and, through it, every host."""
 
     app: str
     app_name: str
-    app_dir: str | None
+    app_dir: str
+    ship: bool
+    """The folder was uploaded: it is each worker's current one."""
     store: str
     settings: dict[str, Any]
     token_file: str
@@ -203,7 +202,7 @@ class CoordinatorActor:
         offset, self._ports = self._ports, self._ports + 1
         host_spec = HostSpec(
             app=spec.app,
-            app_dir=spec.app_dir,
+            app_dir="." if spec.ship else spec.app_dir,
             store=spec.store,
             settings=spec.settings,
             token_file=spec.token_file,
@@ -223,7 +222,7 @@ class CoordinatorActor:
             self._coordination.poke()
         except AtollError as error:
             self._problem = f"the host on node {node.hostname} ({node.address}) does not start: {error}"
-            log.error("%s", self._problem)
+            log.warning("%s", self._problem)
             await asyncio.sleep(NODES_LOOK_S)
         finally:
             del self._starting[node.id]
@@ -256,5 +255,6 @@ class CoordinatorActor:
         }
 
     def stop(self) -> None:
-        """Make no more hosts, and place nothing any more; the process is ended by whoever asked."""
+        """Make no more hosts, and give no shard to anybody any more; the process is ended by whoever asked."""
         self._stopping = True
+        self._coordination.placing = False

@@ -40,8 +40,9 @@ class Node(msgspec.Struct, frozen=True):
     head: bool
 
 
-def connect(address: str | None) -> None:
-    """Join the Ray cluster at `address` (None: what RAY_ADDRESS names, else the one running on this machine).
+def connect(address: str | None, ship: str | None = None) -> None:
+    """Join the Ray cluster at `address` (None: what RAY_ADDRESS names, else the one running on this machine). `ship`: a
+    folder that is uploaded and becomes the current one of every Ray actor made from here, and of those that they make.
 
     Raises `RayProblem` when there is none: Atoll never starts a Ray of its own behind the user's back.
     """
@@ -54,6 +55,7 @@ def connect(address: str | None) -> None:
             log_to_driver=False,
             logging_level=logging.ERROR,
             configure_logging=False,
+            runtime_env={"working_dir": ship} if ship else None,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         where = f"at {address}" if address else "on this machine"
@@ -76,7 +78,7 @@ def nodes() -> list[Node]:
             hostname=entry["NodeManagerHostname"],
             head=HEAD_RESOURCE in entry["Resources"],
         )
-        for entry in ray.nodes()
+        for entry in ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own signature lacks types
         if entry["Alive"]
     ]
 
@@ -128,7 +130,8 @@ def ask(handle: Any, method: str, *args: Any, timeout_s: float = GCS_TIMEOUT_S) 
         cause = error.cause if isinstance(error.cause, Exception) else error
         raise RayProblem(f"{method}: {type(cause).__name__}: {cause}") from None
     except ray.exceptions.RayError as error:
-        raise RayProblem(f"{method}: {str(error).strip().splitlines()[0]}") from None
+        # of an actor whose constructor failed Ray gives the whole traceback: its last line is the reason
+        raise RayProblem(f"{method}: {str(error).strip().splitlines()[-1]}") from None
 
 
 def kill(handle: Any) -> None:

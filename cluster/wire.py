@@ -57,6 +57,9 @@ NONCE_BYTES = 32
 REASON_CHARACTERS_MAX = 500
 """Of a reason that we send. Four bytes each at worst, it fits a handshake frame."""
 
+ANY_APP = "*"
+"""In a Hello: whichever app lives there. The token tells whether that is the one that is meant."""
+
 _PREFIX_BYTES = 4
 _ARRAY_32 = 0xDD
 
@@ -119,6 +122,8 @@ class Welcome(msgspec.Struct, array_like=True, tag=19, frozen=True, gc=False):
     frame_bytes_max: Natural
     """The longest frame that the host reads."""
     software: str = ""
+    app: str = ""
+    """The host's app, for a client that asked for any."""
 
 
 class Refused(msgspec.Struct, array_like=True, tag=20, frozen=True, gc=False):

@@ -22,15 +22,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import typer
 import uvloop
-from flights_app import app
 from replay import (
     Comparison,
     Replay,
@@ -63,7 +61,7 @@ class JobFailed(Exception):
 
 @dataclass(frozen=True)
 class Host:
-    """One host process of the app, and the node that it runs on."""
+    """One host of the app, and the node that it runs on."""
 
     address: str
     pid: int
@@ -89,48 +87,38 @@ def _atoll(arguments: list[str], nodes: RayNodes, environment: Mapping[str, str]
     return run.stdout
 
 
-def start_app(nodes: RayNodes, environment: Mapping[str, str], store: str) -> None:
-    """Start the app on the nodes; return when every shard is served."""
-    _atoll(["start", "flights_app:app", "--app-dir", str(HERE), "--store", store], nodes, environment)
-
-
-def find_hosts(nodes: RayNodes, environment: Mapping[str, str]) -> list[Host]:
-    """The app's hosts as `atoll status` lists them, each with its process and node."""
-    status = json.loads(_atoll(["status", app.name, "--json"], nodes, environment))
-    listeners = {port: (pid, node) for node in nodes.nodes for pid, port in _listeners(nodes, node)}
-    hosts = []
-    for row in status["hosts"]:
-        address = str(row["address"])
-        pid, node = listeners.get(int(address.rpartition(":")[2]), (0, None))
-        if node is None:
-            raise JobFailed(f"no process of these nodes listens at {address}, the address of a host")
-        hosts.append(Host(address, pid, node))
-    return hosts
-
-
-def _listeners(nodes: RayNodes, node: Node) -> Iterator[tuple[int, int]]:
-    for process in nodes.processes(node.index):
-        with contextlib.suppress(psutil.Error):
-            for connection in process.net_connections("tcp"):
-                if connection.status == psutil.CONN_LISTEN:
-                    yield process.pid, connection.laddr.port
+def start_app(nodes: RayNodes, environment: Mapping[str, str], store: str) -> list[Host]:
+    """Start the app on the nodes; return its hosts when every shard is served."""
+    arguments = ["start", "flights_app:app", "--app-dir", str(HERE), "--store", store, "--json"]
+    started = json.loads(_atoll(arguments, nodes, environment))
+    by_id = {node.node_id: node for node in nodes.nodes}
+    return [Host(host["address"], host["pid"], by_id[host["node"]]) for host in started["hosts"]]
 
 
 # ---- the job
 
 
 async def replay_and_compare(
-    cluster: atoll.Cluster, count: int | None, nodes: RayNodes, victim: Node | None, luck: random.Random
+    cluster: atoll.Cluster,
+    count: int | None,
+    nodes: RayNodes,
+    hosts: list[Host],
+    victim: Node | None,
+    luck: random.Random,
 ) -> tuple[dict[str, Any], Comparison]:
     """Replay, kill `victim` somewhere in the middle fifth, compare. Returns the figures and the comparison."""
     flights = load_flights(count)
     replay = Replay(cluster, flights)
     killed_at: list[float] = []
 
+    doomed = nodes.processes(victim.index) if victim is not None else []
+
     async def kill() -> None:
         assert victim is not None
         killed_at.append(time.perf_counter())
-        killed = await asyncio.to_thread(nodes.kill, victim.index)
+        killed = await asyncio.to_thread(nodes.kill, victim.index, at_once=doomed)
+        if not any(host.node == victim and host.pid in killed for host in hosts):
+            raise JobFailed(f"node {victim.index} died, and no host with it: nothing is proved")
         console.print(f"[red]killed node {victim.index}[/red]: {len(killed)} processes, its raylet and host included")
 
     at = int(replay.commands * luck.uniform(0.4, 0.6)) if victim is not None else None
@@ -181,8 +169,8 @@ async def drive(
 ) -> tuple[dict[str, Any], Comparison]:
     """Connect to the hosts that stay, and do the job."""
     stay = [host.address for host in hosts if host.node != victim]
-    async with atoll.connect("tcp://" + ",".join(stay), token_file=token, app=app) as cluster:
-        return await replay_and_compare(cluster, count, nodes, victim, luck)
+    async with atoll.connect("tcp://" + ",".join(stay), token_file=token) as cluster:
+        return await replay_and_compare(cluster, count, nodes, hosts, victim, luck)
 
 
 def choose_victim(nodes: RayNodes, hosts: list[Host], luck: random.Random) -> Node:
@@ -216,8 +204,7 @@ def run_job(count: int | None, *, kill: bool, store: str | None, seed: int) -> t
         token = nodes.folder / "token"
         environment = {**os.environ, "ATOLL_TOKEN_FILE": str(token), "RAY_AUTH_MODE": "disabled"}
         with console.status("starting the app on them"):
-            start_app(nodes, environment, store or f"sqlite:{nodes.folder / 'store'}")
-            hosts = find_hosts(nodes, environment)
+            hosts = start_app(nodes, environment, store or f"sqlite:{nodes.folder / 'store'}")
         victim = choose_victim(nodes, hosts, luck) if kill else None
         setup_s = time.monotonic() - began
         console.print(f"three nodes and {len(hosts)} hosts are up after {setup_s:.1f} s (seed {seed})")

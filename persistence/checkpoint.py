@@ -49,9 +49,7 @@ def plan(parts: Iterable[ShardCheckpoint], rows_max: int, bytes_max: int) -> Ite
         yield transaction
 
 
-def _writes(
-    parts: Iterable[ShardCheckpoint], rows_max: int, bytes_max: int
-) -> Iterator[tuple[TableWrite, int, int]]:
+def _writes(parts: Iterable[ShardCheckpoint], rows_max: int, bytes_max: int) -> Iterator[tuple[TableWrite, int, int]]:
     """The pieces that may stand in transactions of their own, with their rows and bytes."""
     for part in sorted(parts, key=lambda part: part.shard):
         entities: list[EntityRow] = []

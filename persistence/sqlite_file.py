@@ -53,9 +53,9 @@ def check_library(version: str = apsw.sqlite_lib_version()) -> None:
 class Database:
     """A connection to an existing file. Not for more than one thread."""
 
-    def __init__(self, path: Path, *, synchronous: str = "FULL", lock_wait_s: float = LOCK_WAIT_S) -> None:
+    def __init__(self, path: Path, *, synchronous: str = "FULL", lock_wait_s: float | None = None) -> None:
         self.path = path
-        self._lock_wait_s = lock_wait_s
+        self._lock_wait_s = LOCK_WAIT_S if lock_wait_s is None else lock_wait_s
         with self._explained():
             self.connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:

@@ -182,6 +182,15 @@ class LogFile:
             self._database.write("DELETE FROM log WHERE n BETWEEN 1 AND ?", (last,))
         return bool(rows) and (last < rows[-1][0] or len(rows) == DELETE_ROWS_MAX)
 
+    def check(self) -> None:
+        """Look over the whole file before somebody builds on what it says: a damaged page could hide rows. 25-60 ms for
+        64 MiB, which is a third of what reading it costs."""
+        found = self._database.rows("PRAGMA quick_check(1)")
+        if found != [("ok",)]:
+            raise CorruptRecord(
+                f"log {self.incarnation}: {found[0][0]}; stop the app and restore the store from a backup"
+            )
+
     def give_back_space(self) -> None:
         """Shrink the file of a sealed log: nobody will use the free pages again. A living one keeps them."""
         if self._newest()[1] is not None:
@@ -246,7 +255,10 @@ class OtherLogs:
     def seal(self, incarnation: int, process: ProcessIdentity | None) -> int:
         """Rule 18: first the old process, which may hold this file's lock while it is stopped."""
         end_process(process)
-        return self._log(incarnation).seal()
+        log = self._log(incarnation)
+        n = log.seal()
+        log.check()
+        return n
 
     def read(self, incarnation: int, after_n: int) -> list[LogRow]:
         return self._log(incarnation).read(after_n)

@@ -93,7 +93,7 @@ class Host:
             commits=self.commits,
             settings=settings,
             world=world,
-            lost=lambda shard: self.ownership.close(shard),
+            lost=lambda shard: self.ownership.close(shard),  # noqa: PLW0108 - made below
         )
         self._intake = Intake(
             kinds=kinds,
@@ -103,7 +103,7 @@ class Host:
             settings=settings,
             world=world,
             ready=self._ready,
-            poked=lambda: self.ownership.poke(),
+            poked=lambda: self.ownership.poke(),  # noqa: PLW0108 - made below
         )
         self.ownership = Ownership(
             store=store,

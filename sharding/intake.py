@@ -167,8 +167,8 @@ class Intake:
         born_ms = command_id_time_ms(call.command_id) if call.command_id else None
         if born_ms is not None and self._world.wall_ms() - born_ms > settings.command_id_retention_s * 1000:
             return (
-                f"command ID {call.command_id} is older than {settings.command_id_retention_s:.0f} s: whether it ran is "
-                "forgotten, so it will not run; look at the entity, then use a new ID"
+                f"command ID {call.command_id} is older than {settings.command_id_retention_s:.0f} s: whether it ran "
+                "is forgotten, so it will not run; look at the entity, then use a new ID"
             )
         return None
 

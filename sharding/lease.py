@@ -1,7 +1,7 @@
 """The lease: until when this host may answer what no commit vouches for (queries, refusals, unchanged replies).
 
 A renewal counts from before it was sent, on the host's own monotonic clock; the coordinator counts from after it saw
-the renewal, on its own. A lapsed lease holds such answers and ends nothing: a store outage would end every host at once.
+the renewal, on its own. A lapsed lease holds such answers and ends nothing: a store outage would end all hosts at once.
 Only being condemned (a renewal that the store refuses) or fenced ends the process.
 
 Runs on a thread of its own in a real process, so that a handler that burns CPU does not cost the host its shards.

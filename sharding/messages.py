@@ -16,7 +16,7 @@ from typing import Annotated, Protocol
 import msgspec
 
 Natural = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-"""A number as the wire may carry it. What no store could hold is refused while decoding, before anybody counts on it."""
+"""A number as the wire may carry it. What no store could hold is refused while decoding, before anyone counts on it."""
 
 
 class Call(msgspec.Struct, array_like=True, tag=1, gc=False):

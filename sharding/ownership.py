@@ -1,7 +1,7 @@
 """Taking shards, giving them back, and telling clients: the host's side of ownership.
 
-The store's `shards` rows are the only control plane: what is assigned to this host there it claims and recovers; what is
-no longer its own it closes. A poke only makes it look sooner, so lost, late and doubled pokes mean nothing.
+The store's `shards` rows are the only control plane: what is assigned to this host there it claims and recovers; what
+is no longer its own it closes. A poke only makes it look sooner, so lost, late and doubled pokes mean nothing.
 
     ASSIGNED to me --take_over--> OPEN          OPEN --release--> FREE (written by the source itself)
     row says somebody else: closed at once, its activations never run again

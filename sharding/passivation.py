@@ -30,7 +30,7 @@ class IdleList:
 
     def due(self, now: float, committed: int, at_most: int) -> list[Resident]:
         """Those that should leave now: not scheduled, everything they show committed. At most `at_most`."""
-        due = []
+        due: list[Resident] = []
         excess = len(self._residents) - self._active_max
         for resident in self._residents:
             if len(due) >= at_most or (now - resident.used < self._idle_s and excess <= len(due)):

@@ -1,7 +1,7 @@
 """Running a turn: from the head of a mailbox to a staged record and a gated answer.
 
-Before the handler: is the command still wanted (floor, deadline), was it done before under its command ID, is the entity
-in memory? After it: effects become one record with the shard's next position, and the answer goes to the gate. The next
+Before the handler: is the command still wanted (floor, deadline), was it done before under its command ID, is the
+entity in memory? After it: effects become one record with the shard's next position, and the answer goes to the gate. The next
 turn may begin at once, on the uncommitted state; only what leaves the host waits.
 """
 

@@ -21,7 +21,7 @@ from atoll.cluster.link import Link
 from atoll.cluster.network import Probe
 from atoll.cluster.server import Server
 from atoll.cluster.wire import Refused, encode_frame
-from atoll.sharding.messages import Answer, Credit, Poke, TableUpdate
+from atoll.sharding.messages import Answer, Credit, Poke, Pong, TableUpdate
 
 
 class Scene:
@@ -243,6 +243,7 @@ def test_a_slow_reader_that_takes_a_little_is_kept() -> None:
             peer.transport.pause_reading()
             await asyncio.sleep(0.9)
             peer.transport.resume_reading()
+            peer.transport.write(encode_frame([Pong()], 100))
             await asyncio.sleep(0.001)
         assert scene.receiver.events == [("connected", 41, 0)]
         peer.transport.resume_reading()
@@ -296,9 +297,10 @@ def test_both_ends_flooding_each_other_do_not_lock_up() -> None:
 
     async def scenario(scene: Scene) -> None:
         link, listener = await scene.welcomed()
-        for number in range(200):
+        for number in range(400):
             link.send(call(number, bytes(50_000)))
-        await listener.until(lambda: len(listener.messages) == 200)
+            await asyncio.sleep(0)  # a frame each: answers come while calls still wait to leave
+        await listener.until(lambda: len(listener.messages) == 400)
 
     play(scenario)
 

@@ -22,7 +22,7 @@ from atoll.cluster.handshake import (
     client_mac,
     host_mac,
 )
-from atoll.cluster.wire import Challenge, Hello, Proof, Refused, Welcome
+from atoll.cluster.wire import ANY_APP, Challenge, Hello, Proof, Refused, Welcome
 
 CLIENT_NONCE = bytes([1]) * 32
 HOST_NONCE = bytes([2]) * 32
@@ -37,7 +37,7 @@ def client(token: Any = TOKEN, **changes: Any) -> ClientHandshake:
 
 
 def welcome(client_id: int) -> Welcome:
-    return Welcome(client_id, 7, 256, 4096, 1 << 20, 1024, 1000, 1 << 20, 1 << 24)
+    return Welcome(client_id, 7, 256, 4096, 1 << 20, 1024, 1000, 1 << 20, 1 << 24, app="bank")
 
 
 def refusal(code: Refusal, reason: str) -> list[Any]:
@@ -100,6 +100,14 @@ def test_another_app_is_refused_without_naming_ours() -> None:
     """Two apps at swapped addresses do not mix, and a stranger does not learn what lives here."""
     effects = host().received(client(app="shop").hello)
     assert effects == refusal(Refusal.APP, "app 'shop' does not live here: check the address and the app's name")
+
+
+def test_a_client_that_asks_for_any_app_learns_which_one_it_reached() -> None:
+    """It knows an address and a token, no name; the name comes in the Welcome, so only after the proof."""
+    ours, theirs = client(app=ANY_APP), host()
+    proof = said(ours.received(said(theirs.received(ours.hello))))
+    assert theirs.received(proof) == [Admit(0)]
+    assert said(theirs.admitted(41)).app == "bank"
 
 
 def test_a_host_that_is_not_registered_yet_asks_to_come_back() -> None:

@@ -23,7 +23,11 @@ async def test_rows_are_read_back_as_they_were_written(stores: Stores) -> None:
     host = await store.register_host("a:1", "n", None)
     epochs = await own(store, host)
     write = TableWrite(
-        1, epochs[1], entities=(entity("a", 3), entity("b", 1)), clients=(client(7, 2, 2, 3),), named=(named("a", "order"),)
+        1,
+        epochs[1],
+        entities=(entity("a", 3), entity("b", 1)),
+        clients=(client(7, 2, 2, 3),),
+        named=(named("a", "order"),),
     )
     assert await store.checkpoint(host, [write]) == frozenset()
     await store.close()
@@ -45,7 +49,9 @@ async def test_extreme_states_and_ids(store: Store, host: int, id: str, data: by
     """J11: states of 0 bytes to 1 MiB under IDs of up to 255 bytes, NUL and quotes among them; no two are one."""
     epochs = await own(store, host, 0)
     row = entity(id, 1, data)
-    await store.checkpoint(host, [TableWrite(0, epochs[0], entities=(row, entity(id + "!", 2)), named=(named(id, id),))])
+    await store.checkpoint(
+        host, [TableWrite(0, epochs[0], entities=(row, entity(id + "!", 2)), named=(named(id, id),))]
+    )
     assert await store.read_entity(0, KIND, id) == row
     assert await store.read_named(0, KIND, id, id) == named(id, id)
     assert await store.read_entity(0, KIND, id[:-1]) is None

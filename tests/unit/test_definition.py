@@ -164,7 +164,7 @@ def test_a_default_of_another_type_is_refused() -> None:
     with pytest.raises(TypeError, match=r"Cart\.count: the default 'none' .* int"):
 
         class Cart(atoll.Entity):
-            count: int = "none"  # type: ignore[assignment]
+            count: int = "none"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_emit_is_reserved_where_there_are_events_only() -> None:
 
         class Account(atoll.EventSourced):
             @atoll.command
-            def emit(self) -> None: ...  # type: ignore[override]
+            def emit(self) -> None: ...
 
 
 def test_a_mixin_cannot_bring_a_reserved_name_in() -> None:
@@ -236,7 +236,7 @@ def test_a_mixin_cannot_bring_a_reserved_name_in() -> None:
 
     with pytest.raises(TypeError, match=r"Cart\.context"):
 
-        class Cart(Mixin, atoll.Entity):  # type: ignore[misc]
+        class Cart(Mixin, atoll.Entity):
             pass
 
 
@@ -264,7 +264,7 @@ def test_a_member_that_is_field_and_handler_is_refused() -> None:
             balance: int
 
             @atoll.query
-            def balance(self) -> int:  # type: ignore[no-redef]
+            def balance(self) -> int:
                 return 0
 
 
@@ -299,7 +299,7 @@ def test_a_hook_must_be_async() -> None:
     with pytest.raises(TypeError, match=r"Cart\.on_activate is a hook"):
 
         class Cart(atoll.Entity):
-            def on_activate(self) -> None: ...  # type: ignore[override]
+            def on_activate(self) -> None: ...
 
 
 def test_objects_of_the_class_are_not_made_by_users() -> None:
@@ -315,7 +315,7 @@ def test_handlers_need_annotated_named_parameters() -> None:
 
         class Cart(atoll.Entity):
             @atoll.command
-            def add(self, item) -> None: ...  # type: ignore[no-untyped-def]
+            def add(self, item) -> None: ...
 
     with pytest.raises(TypeError, match=r"Basket\.add: \*items"):
 
@@ -340,7 +340,7 @@ def test_handlers_need_annotated_named_parameters() -> None:
 
         class Sack(atoll.Entity):
             @atoll.command
-            def add() -> None: ...  # type: ignore[misc]
+            def add() -> None: ...
 
     with pytest.raises(TypeError, match=r"Net\._add: a handler is called from outside"):
 
@@ -377,10 +377,10 @@ def test_an_overridden_handler_is_the_nearest_one_or_none() -> None:
 
     class Child(Base):
         @atoll.query
-        def one(self) -> int:  # type: ignore[override]
+        def one(self) -> int:
             return 11
 
-        def two(self) -> int:  # type: ignore[override]
+        def two(self) -> int:
             return 22
 
     assert {name: handler.is_query for name, handler in kind_of(Child).handlers.items()} == {"one": True}
@@ -453,7 +453,7 @@ def test_apply_belongs_to_event_sourced_kinds_and_names_its_event() -> None:
 
         class Account(atoll.EventSourced):
             @atoll.apply
-            def _opened(self, event) -> None: ...  # type: ignore[no-untyped-def]
+            def _opened(self, event) -> None: ...
 
 
 def test_only_entity_classes_have_a_kind() -> None:
@@ -465,4 +465,4 @@ def test_only_entity_classes_have_a_kind() -> None:
 def test_field_takes_one_of_its_two_arguments() -> None:
     for arguments in ({}, {"default": 1, "default_factory": int}):
         with pytest.raises(TypeError, match="either default or default_factory"):
-            atoll.field(**arguments)  # type: ignore[call-overload]
+            atoll.field(**arguments)

@@ -100,7 +100,7 @@ def test_arguments_travel_as_a_map_by_name() -> None:
         ("pay", (1,), {"colour": 2}, r"has no argument colour; it takes \(amount, note, tip\)"),
         ("pay", (object(),), {}, r"argument amount: Encoding objects of type object"),
         ("order", ([Line("a"), 5],), {}, r"argument lines\[1\]: Expected `object`, got `int`"),
-        ("order", ([Line("a", "b")],), {}, r"argument lines\[0\]\.count: Expected `int`, got `str`"),  # type: ignore[arg-type]
+        ("order", ([Line("a", "b")],), {}, r"argument lines\[0\]\.count: Expected `int`, got `str`"),
         ("small", (10,), {}, r"argument n: Expected `int` <= 9"),
         ("nothing", (1,), {}, r"takes \(\); 1 positional arguments were given"),
     ],

@@ -1,0 +1,178 @@
+"""A cluster of plain processes on this machine, without Ray: N hosts over one SQLite folder, and a coordinator.
+
+    async with plain_cluster("counters:app", "bench", folder, hosts=2) as cluster:
+        async with cluster.connect() as client:
+            await client.entity(Counter, "a").add(1)
+        cluster.kill(cluster.hosts[0])
+
+Each host is a process of its own (`python -m atoll.cluster.host_process`), as Ray would start it; the coordinator runs
+in the calling process, on its event loop. Nothing outlives the `async with`: the hosts are killed, which is as safe for
+them as any other end. The folder is the caller's, and keeps the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from atoll.actors.settings import Settings
+from atoll.cluster.api import Cluster, connected
+from atoll.cluster.coordination import Coordination
+from atoll.cluster.host_process import HostSpec
+from atoll.cluster.network import TcpNetwork
+from atoll.cluster.system import SystemWorld
+from atoll.cluster.token import Token, make_token_file
+from atoll.persistence.open import open_store
+
+START_TIMEOUT_S = 30.0
+"""A host is up in about half a second; on a machine under load it may take many times as long."""
+
+
+class HostDidNotStart(RuntimeError):
+    """The process ended, or said nothing in time; the text holds what it wrote."""
+
+
+class HostProcess:
+    """One running host."""
+
+    def __init__(self, process: asyncio.subprocess.Process, incarnation: int, address: str) -> None:
+        self.process = process
+        self.incarnation = incarnation
+        self.address = address
+
+    @property
+    def alive(self) -> bool:
+        return self.process.returncode is None
+
+    def kill(self, sign: signal.Signals = signal.SIGKILL) -> None:
+        """Send it a signal; SIGKILL unless another one is asked for."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(sign)
+
+
+class PlainCluster:
+    """Made by `plain_cluster`."""
+
+    def __init__(
+        self, app: str, app_name: str, app_dir: Path | None, folder: Path, settings: Settings, asked: Mapping[str, Any]
+    ) -> None:
+        self.app_name = app_name
+        self.folder = folder
+        self.store_url = f"sqlite:{folder / 'store'}"
+        self.token_file = folder / "token"
+        self.token: Token = make_token_file(self.token_file, os.urandom(32))
+        self.settings = settings
+        self.hosts: list[HostProcess] = []
+        """Every host that was started, killed ones included."""
+        self._spec = HostSpec(
+            app=app,
+            app_dir=None if app_dir is None else str(app_dir),
+            store=self.store_url,
+            settings=dict(asked),
+            token_file=str(self.token_file),
+        )
+
+    @property
+    def addresses(self) -> list[str]:
+        """Of the hosts that were not killed."""
+        return [host.address for host in self.hosts if host.alive]
+
+    async def start_host(self) -> HostProcess:
+        """Start one more host, and return when it serves (it owns no shards yet). Raises `HostDidNotStart`."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "atoll.cluster.host_process",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                process.stdin.write(msgspec.json.encode(self._spec))
+                process.stdin.close()
+                line = await process.stdout.readline()
+        except (TimeoutError, OSError) as error:
+            line = repr(error).encode()
+        try:
+            ready = msgspec.json.decode(line, type=dict[str, Any])
+        except msgspec.DecodeError:
+            if process.returncode is None:
+                process.kill()
+            raise HostDidNotStart(f"a host did not start ({line.decode() or 'no answer'}); see its log above") from None
+        host = HostProcess(process, ready["incarnation"], ready["address"])
+        self.hosts.append(host)
+        return host
+
+    @contextlib.asynccontextmanager
+    async def connect(self) -> AsyncIterator[Cluster]:
+        """A client of this cluster in the calling process, once every shard is served."""
+        async with connected(
+            self.app_name,
+            self.addresses,
+            token=self.token,
+            settings=self.settings,
+            world=SystemWorld(),
+            network=TcpNetwork(),
+        ) as cluster:
+            await cluster.client.table_complete()
+            yield cluster
+
+    async def stop(self) -> None:
+        """Kill what still runs, and wait for it."""
+        for host in self.hosts:
+            host.kill()
+        await asyncio.gather(*(host.process.wait() for host in self.hosts))
+
+
+@contextlib.asynccontextmanager
+async def plain_cluster(
+    app: str,
+    app_name: str,
+    folder: Path,
+    *,
+    app_dir: Path | None = None,
+    hosts: int = 1,
+    settings: Mapping[str, Any] | None = None,
+) -> AsyncIterator[PlainCluster]:
+    """Run `app` (`module:app`, found in `app_dir`), which calls itself `app_name`, on so many host processes.
+
+    `folder` must be empty or new. `settings`: those that differ from the defaults, by name.
+    """
+    asked = dict(settings or {})
+    resolved = msgspec.convert(asked, Settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    cluster = PlainCluster(app, app_name, app_dir, folder, resolved, asked)
+    store = open_store(cluster.store_url)
+    world = SystemWorld()
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(store.close)
+        await store.open(app_name, resolved.shards)
+        stack.push_async_callback(cluster.stop)
+        await asyncio.gather(*(cluster.start_host() for _ in range(hosts)))
+        coordination = Coordination(
+            app_name,
+            store=store,
+            settings=resolved,
+            world=world,
+            network=TcpNetwork(),
+            token=cluster.token,
+            hosts_wanted=hosts,
+        )
+        task = world.spawn(coordination.run(), "coordinator")
+        stack.push_async_callback(_end, task)
+        yield cluster
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

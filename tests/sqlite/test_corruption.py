@@ -1,0 +1,227 @@
+"""Damage is reported with its place, and never read as something else (J14)."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import apsw
+import pytest
+from atoll.actors.errors import AtollError, CorruptRecord
+from atoll.persistence.records import decode_batch
+from atoll.persistence.spi import CheckpointEnd, TableWrite
+from atoll.persistence.sqlite import SQLiteStore
+from store_process import APP, SHARDS
+from store_rows import KIND, batch, client, commit, entity, named, own
+
+Open = Callable[[], Awaitable[SQLiteStore]]
+
+
+@pytest.fixture
+async def host(open_store: Open) -> int:
+    """A store with something in every table and in a sealed log; closed again."""
+    store = await open_store()
+    host = await store.register_host("127.0.0.1:7700", "node-1", None)
+    epochs = await own(store, host)
+    commits = tuple(commit(position, "a", position) for position in range(1, 6))
+    write = TableWrite(
+        0,
+        epochs[0],
+        entities=tuple(entity(id, 5) for id in "abc"),
+        clients=(client(7, 3, 3, 4),),
+        named=(named("a", "order-17"),),
+        end=CheckpointEnd(5, commits),
+    )
+    await store.checkpoint(host, [write])
+    for n in range(1, 20):
+        await store.append(host, n, batch(host, n))
+    await store.seal(host)
+    await store.close()
+    return host
+
+
+BLOBS = {
+    "shards": ("row", "shard 0", lambda store, _host: store.shards()),
+    "entities": ("row", f"entity {KIND}/'a' of shard 0", lambda store, _host: store.read_entity(0, KIND, "a")),
+    "clients": ("row", "client 7 of shard 0", lambda store, _host: store.read_clients(0)),
+    "named_replies": ("row", "reply 'order-17'", lambda store, _host: store.read_named(0, KIND, "a", "order-17")),
+    "history": ("row", "history of shard 0 from position 1", lambda store, _host: store.read_history(0)),
+    "hosts": ("about", "host 1", lambda store, _host: store.hosts()),
+}
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "emptied", "moved", "newer format"])
+@pytest.mark.parametrize("table", BLOBS)
+async def test_a_damaged_row_is_reported_with_its_place(
+    folder: Path, open_store: Open, host: int, table: str, damage: str
+) -> None:
+    """J14: every stored row proves itself, bound to its place."""
+    column, place, read = BLOBS[table]
+    connection = apsw.Connection(str(folder / ("leases.db" if table == "hosts" else "tables.db")))
+    # every row of the table, so that the one that is read is among them
+    for key, blob in connection.execute(f"SELECT row_number() OVER (), {column} FROM {table}").fetchall():
+        damaged = {
+            "flipped": blob[:-1] + bytes([blob[-1] ^ 4]),
+            "truncated": blob[:-1],
+            "emptied": b"",
+            "moved": blob,
+            "newer format": b"\x02" + blob[1:],
+        }[damage]
+        connection.execute(f"UPDATE {table} SET {column} = ? WHERE {column} = ?", (damaged, blob))
+        assert key
+    if damage == "moved":
+        move = {
+            "shards": "UPDATE shards SET row = (SELECT row FROM shards WHERE shard = 1) WHERE shard = 0",
+            "entities": "UPDATE entities SET row = (SELECT row FROM entities WHERE id = 'b') WHERE id = 'a'",
+            "clients": "UPDATE clients SET client = 8",
+            "named_replies": "UPDATE named_replies SET id = 'b'",
+            "history": "UPDATE history SET shard = 1",
+            "hosts": "UPDATE hosts SET incarnation = 2",
+        }[table]
+        connection.execute(move)
+        moved = {
+            "clients": ("client 8", read),
+            "named_replies": ("'b'", lambda store, _host: store.read_named(0, KIND, "b", "order-17")),
+            "history": ("shard 1", lambda store, _host: store.read_history(1)),
+            "hosts": ("host 2", lambda store, _host: store._threads.leases.run(type_of_leases().host, 2)),
+        }
+        place, read = moved.get(table, (place, read))
+    connection.close()
+    if table == "shards" or (table == "hosts" and damage != "moved"):
+        with pytest.raises(CorruptRecord, match=place):
+            store = await open_store()
+            await read(store, host)
+            await own(store, host)
+            pytest.fail("nothing was reported")
+        if table == "hosts":
+            return
+    else:
+        store = await open_store()
+        with pytest.raises(CorruptRecord, match=place):
+            await read(store, host)
+
+
+def type_of_leases() -> type:
+    from atoll.persistence.sqlite_leases import Leases
+
+    return Leases
+
+
+async def test_columns_that_contradict_their_row_are_reported(folder: Path, open_store: Open, host: int) -> None:
+    """J14: what SQL compares is compared with what the row says."""
+    connection = apsw.Connection(str(folder / "tables.db"))
+    connection.execute("UPDATE entities SET seq = 6 WHERE id = 'a'")
+    connection.execute("UPDATE clients SET floor = 2")
+    connection.execute("UPDATE named_replies SET time_ms = 5")
+    connection.execute("UPDATE history SET last_position = 9")
+    connection.close()
+    connection = apsw.Connection(str(folder / "leases.db"))
+    connection.execute("UPDATE hosts SET state = 'lively' WHERE incarnation = ?", (host,))
+    connection.close()
+    with pytest.raises(CorruptRecord, match="lively"):
+        await open_store()
+    connection = apsw.Connection(str(folder / "leases.db"))
+    connection.execute("UPDATE hosts SET state = 'sealed'")
+    connection.close()
+    store = await open_store()
+    for read in (
+        store.read_entity(0, KIND, "a"),
+        store.read_clients(0),
+        store.read_named(0, KIND, "a", "order-17"),
+        store.read_history(0),
+        store.read_commits(0, KIND, "a"),
+    ):
+        with pytest.raises(CorruptRecord, match="holds"):
+            await read
+    assert await store.read_entity(0, KIND, "b") == entity("b", 5)
+
+
+@pytest.mark.parametrize("damage", ["row lost", "seal damaged", "row taken for a seal", "seal taken for a row"])
+async def test_a_damaged_log_is_reported_with_its_place(folder: Path, open_store: Open, host: int, damage: str) -> None:
+    """J14: a hole, and whatever is not the seal that it says it is."""
+    sql, place = {
+        "row lost": ("DELETE FROM log WHERE n = 7", "row 8: follows 6"),
+        "seal damaged": ("UPDATE log SET content = substr(content, 2) WHERE seal", "seal 20"),
+        "row taken for a seal": ("UPDATE log SET seal = 1 WHERE n = 5", "seal 5"),
+        "seal taken for a row": ("UPDATE log SET seal = 0", "row 20"),
+    }[damage]
+    connection = apsw.Connection(str(folder / "logs" / f"{host}.db"))
+    connection.execute(sql)
+    connection.close()
+    store = await open_store()
+    with pytest.raises(CorruptRecord, match=rf"log {host}, {place}"):
+        for row in await store.read_log(host):
+            decode_batch(row.content, host, row.n)
+
+
+async def test_a_log_under_another_logs_name_is_reported(folder: Path, open_store: Open, host: int) -> None:
+    """J14, PR02: each log knows its incarnation from birth."""
+    store = await open_store()
+    other = await store.register_host("b:1", "n", None)
+    await store.close()
+    shutil.copy(folder / "logs" / f"{host}.db", folder / "logs" / f"{other}.db")
+    store = await open_store()
+    for call in (store.read_log(other), store.append(other, 1, b"x"), store.seal(other)):
+        with pytest.raises(CorruptRecord, match=f"log {other}, birth row"):
+            await call
+
+
+async def test_random_damage_to_a_log_is_found_or_harmless(folder: Path, host: int) -> None:
+    """J14: bits flipped anywhere in the file, pages included that only SQLite reads: who takes over reads exactly what
+    was written, or is told. Nothing else, on any seed."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    luck = random.Random(seed)
+    path = folder / "logs" / f"{host}.db"
+    original = path.read_bytes()
+    expected = [batch(host, n) for n in range(1, 20)]
+    told = 0
+    for round_ in range(150):
+        damaged = bytearray(original)
+        if round_ % 5:
+            for _ in range(luck.choice([1, 1, 1, 8])):
+                damaged[luck.randrange(len(damaged))] ^= 1 << luck.randrange(8)
+        else:
+            del damaged[luck.randrange(len(damaged)) :]
+        path.write_bytes(damaged)
+        store = SQLiteStore(folder)
+        await store.open(APP, SHARDS)
+        try:
+            await store.seal(host)
+            rows = await store.read_log(host)
+            for row in rows:
+                decode_batch(row.content, host, row.n)
+            assert [row.content for row in rows] == expected, f"seed {seed}, round {round_}"
+        except AtollError:
+            told += 1
+        finally:
+            await store.close()
+        for left in (Path(f"{path}-wal"), Path(f"{path}-shm")):
+            left.unlink(missing_ok=True)
+    assert told > 50, f"seed {seed}: the damage did not bite"
+
+
+async def test_a_truncated_file_is_reported(folder: Path, host: int) -> None:
+    """J14: tables.db and leases.db cut off anywhere are reported with the file's name, when opened or when read."""
+    for name in ("tables.db", "leases.db"):
+        path = folder / name
+        original = path.read_bytes()
+        for size in range(0, len(original), 4096 + 1234):
+            path.write_bytes(original[:size])
+            store = SQLiteStore(folder)
+            with pytest.raises(AtollError, match=name.replace(".", r"\.")):
+                try:
+                    await store.open(APP, SHARDS)
+                    await store.hosts()
+                    await store.sessions()
+                    await store.read_entity(0, KIND, "a")
+                    await store.read_clients(0)
+                    await store.read_named(0, KIND, "a", "order-17")
+                    await store.read_commits(0, KIND, "a")
+                    await store.register_host("b:1", "n", None)
+                    pytest.fail(f"{name} of {size} bytes was taken")
+                finally:
+                    await store.close()
+        path.write_bytes(original)
