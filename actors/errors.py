@@ -16,6 +16,7 @@ A caller who catches `NotExecuted` may always repeat; one who catches `OutcomeUn
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 from weakref import WeakValueDictionary
@@ -47,10 +48,10 @@ class Rejected(AtollError):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        for name in inspect.get_annotations(cls):
+            if hasattr(Rejected, name) or name == "message":
+                raise TypeError(f"{cls.__name__}.{name}: every Rejected has `{name}` already; rename yours")
         cls.rejection_fields = annotated_fields(cls, tuple(Rejected.__mro__))
-        for field in cls.rejection_fields:
-            if hasattr(Rejected, field.name) or field.name == "message":
-                raise TypeError(f"{cls.__name__}.{field.name}: every Rejected has `{field.name}` already, rename yours")
         _known[cls.__qualname__] = cls
         _known[f"{cls.__module__}:{cls.__qualname__}"] = cls
 

@@ -480,8 +480,8 @@ class Client:
         out = lane.unanswered.get(answer.number) if lane is not None else None
         if lane is None or out is None:
             return  # a second answer, or one that came after the deadline
-        if answer.status == Status.OVERLOADED and not out.request.fail_fast:
-            out.outstanding -= 1
+        if answer.status == Status.OVERLOADED and (not out.request.fail_fast or out.outstanding > 1):
+            out.outstanding -= 1  # with another copy under way it is not true that it did not run
             if lane.link is link:
                 self._hold(lane)
             return

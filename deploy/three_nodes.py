@@ -145,8 +145,8 @@ class RayNodes:
     def kill(self, index: int, *, at_once: Sequence[psutil.Process] = ()) -> list[int]:
         """SIGKILL a node as if its machine lost power: the raylet and all that runs under it. Return the pids.
 
-        Looking for its processes takes a tenth of a second, much more beside a busy event loop. To kill at an exact
-        moment, look before (`processes(index)`) and hand them in as `at_once`: these go first, whatever came later after.
+        Looking for its processes takes a tenth of a second, and much more beside a busy event loop. To kill at an exact
+        moment, look before (`processes(index)`) and hand them in as `at_once`: they go first, the others after them.
 
         The raylet is stopped first, so that it starts no new worker meanwhile; and since its workers are killed too, it
         does not matter whether anybody reaps the raylet (workers of an unreaped one live on).

@@ -9,8 +9,6 @@ committed records get here: an activation holds staged effects and is never a so
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from ..actors.stored import StoredEntity, StoredEvent, StoredState
 from .records import Commit, EntityRow, NamedReply, Record
 
@@ -136,19 +134,8 @@ class Overlay:
         """The tables show what was frozen."""
         self.frozen = None
 
-    def _layers(self) -> Iterator[Dirty]:
-        if self.frozen is not None:
-            yield self.frozen
-        yield self.dirty
-
-    def entity(self, key: EntityKey, base: StoredEntity) -> StoredEntity:
-        """The committed state of an entity whose tables say `base`."""
-        for layer in self._layers():
-            delta = layer.entities.get(key)
-            if delta is not None:
-                base = delta.over(base)
-        return base
-
-    def whole(self, key: EntityKey) -> bool:
-        """The overlay alone knows the entity's state: no need to read the tables."""
-        return any(key in layer.entities and layer.entities[key].replaces for layer in self._layers())
+    def deltas(self, key: EntityKey) -> list[EntityDelta]:
+        """What is to be laid over the entity's row, in order. Take it *before* reading the tables: a checkpoint that ends
+        in between moves it over there, and whoever looks the other way round finds it in neither place."""
+        layers = (self.dirty,) if self.frozen is None else (self.frozen, self.dirty)
+        return [layer.entities[key] for layer in layers if key in layer.entities]

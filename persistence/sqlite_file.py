@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import apsw
 
 from ..actors.errors import CorruptRecord, IncompatibleStore, StoreError, StoreUnavailable
+from .checksum import unwrap
 from .process import end_stopped_lock_holder, wal_lock_holders
 
 APPLICATION_ID = 0x41746F6C
@@ -141,6 +142,8 @@ class Database:
             yield
         except apsw.Error as error:
             raise store_error(error, self.path) from error
+        except UnicodeDecodeError as error:
+            raise _damaged(self.path, str(error)) from error
 
 
 class _Locked(StoreUnavailable):
@@ -156,7 +159,9 @@ def store_error(error: apsw.Error, path: Path) -> Exception:
             holders = ", ".join(map(str, wal_lock_holders(path))) or "unknown"
             return _Locked(f"{story} (held by process {holders}): repeat the same call; if it stays, end that process")
         case apsw.CorruptError() | apsw.NotADBError() | apsw.FormatError():
-            return CorruptRecord(f"{story}: this file is damaged; stop the app and restore the store from a backup")
+            return _damaged(path, str(error))
+        case apsw.SQLError():  # our SQL fits the schema, so the schema is not what it was
+            return _damaged(path, str(error))
         case apsw.FullError():
             return StoreUnavailable(f"{story}: make room on that disk; the same call is repeated until it succeeds")
         case apsw.CantOpenError() if not path.exists():
@@ -178,6 +183,18 @@ def store_error(error: apsw.Error, path: Path) -> Exception:
             return StoreUnavailable(f"{story}: the outcome is unknown, repeat the same call")
         case _:
             return error  # a mistake of ours: let it be seen as what it is
+
+
+def proven(value: object, place: str) -> bytes:
+    """The body of a stored blob. In a damaged file a column may hold anything, whatever the schema says of it."""
+    if not isinstance(value, bytes):
+        raise CorruptRecord(f"{place}: holds {value!r}; restore this store from a backup")
+    return unwrap(value, place)
+
+
+def _damaged(path: Path, story: str) -> CorruptRecord:
+    name = f"{path.parent.name}/{path.name}"
+    return CorruptRecord(f"{name}: {story}: this file is damaged; stop the app and restore the store from a backup")
 
 
 def create_file(path: Path, schema: str, fill: Callable[[apsw.Connection], None]) -> bool:

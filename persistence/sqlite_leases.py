@@ -18,9 +18,9 @@ import msgspec
 
 from ..actors.errors import CorruptRecord
 from . import ownership
-from .checksum import unwrap, wrap
+from .checksum import wrap
 from .spi import HostRow, HostState, ProcessIdentity
-from .sqlite_file import Database, Row, create_file
+from .sqlite_file import Database, Row, create_file, proven
 
 LOCK_WAIT_S = 1.0
 """A renewal that waits longer is useless: the lease runs on, and the next try comes after a second."""
@@ -192,7 +192,7 @@ def _host_row(row: Row) -> HostRow:
     incarnation, state, renewals, blob = row
     place = _host_place(incarnation)
     try:
-        about = msgspec.msgpack.decode(unwrap(blob, place), type=_About)
+        about = msgspec.msgpack.decode(proven(blob, place), type=_About)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise CorruptRecord(f"{place}: {error}") from None
     return HostRow(incarnation, about.address, _state(incarnation, state), renewals, about.node, about.process)

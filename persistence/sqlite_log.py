@@ -19,11 +19,11 @@ import apsw
 import msgspec
 
 from ..actors.errors import CorruptRecord, Fenced
-from .checksum import unwrap, wrap
+from .checksum import wrap
 from .process import end_process
 from .records import log_place
 from .spi import LogRow, ProcessIdentity
-from .sqlite_file import Database, create_file, store_error
+from .sqlite_file import Database, create_file, proven, store_error
 
 DELETE_ROWS_MAX = 1000
 """Rows and bytes dropped in one transaction, so that an append waits behind one slice and not behind all of them."""
@@ -86,7 +86,7 @@ class LogFile:
         row = self._database.row("SELECT content FROM log WHERE n = 0")
         if row is None:
             raise CorruptRecord(f"{place}: missing; restore this store from a backup")
-        if msgspec.msgpack.decode(unwrap(row[0], place), type=Birth) != expected:
+        if msgspec.msgpack.decode(proven(row[0], place), type=Birth) != expected:
             raise CorruptRecord(f"{place}: it is the log of another app; restore this store from a backup")
 
     def close(self) -> None:
@@ -98,13 +98,12 @@ class LogFile:
             self._connection.execute(_APPEND, (n, content))
         except apsw.ConstraintError:
             self._explain_refusal(n, content)
-        except apsw.BusyError:
+        except apsw.BusyError:  # somebody seals this log, or opens it after a crash: wait for the outcome
             self._append_patiently(n, content)
         except apsw.Error as error:
             raise store_error(error, self._database.path) from error
 
     def _append_patiently(self, n: int, content: bytes) -> None:
-        """Somebody seals this log or opens it after a crash: wait for the outcome."""
         try:
             self._database.write(_APPEND, (n, content))
         except apsw.ConstraintError:
@@ -113,7 +112,7 @@ class LogFile:
     def _explain_refusal(self, n: int, content: bytes) -> None:
         """Return when row n is what the caller wants; raise what it is otherwise."""
         newest, seal = self._newest()
-        if seal:
+        if seal is not None:
             raise Fenced(f"log {self.incarnation} is sealed at {newest}: another owner took over")
         if n > newest + 1:
             raise ValueError(f"log {self.incarnation} ends at {newest}: row {n} would leave a gap")
@@ -127,8 +126,8 @@ class LogFile:
         """See `Store.seal`; only the log's part of it."""
         with self._database.transaction():
             newest, seal = self._newest()
-            if seal:
-                unwrap(seal, _seal_place(self.incarnation, newest))
+            if seal is not None:
+                proven(seal, _seal_place(self.incarnation, newest))
                 return newest
             n = newest + 1
             self._database.write(
@@ -138,8 +137,8 @@ class LogFile:
             assert self._newest()[0] == n, f"log {self.incarnation}: a row stands above its seal at {n}"
         return n
 
-    def _newest(self) -> tuple[int, bytes | None]:
-        """The newest n, and its content if it is a seal."""
+    def _newest(self) -> tuple[int, object]:
+        """The newest n, and its content if it is a seal, else None."""
         row = self._database.row(
             "SELECT n, CASE seal WHEN 0 THEN NULL ELSE content END FROM log ORDER BY n DESC LIMIT 1"
         )
@@ -159,11 +158,11 @@ class LogFile:
                     f"above its seal at {sealed_at}" if sealed_at is not None else f"follows {last}: rows are lost"
                 )
                 raise CorruptRecord(f"{log_place(self.incarnation, n)}: {missing}; restore this store from a backup")
-            if seal:
-                unwrap(content, _seal_place(self.incarnation, n))
-                sealed_at = n
-            else:
+            if seal == 0 and isinstance(content, bytes):
                 found.append(LogRow(n, content))
+            else:
+                proven(content, _seal_place(self.incarnation, n))
+                sealed_at = n
         return found
 
     def delete_slice(self, through_n: int) -> bool:

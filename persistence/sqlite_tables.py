@@ -19,11 +19,11 @@ import msgspec
 
 from ..actors.errors import CorruptRecord, IncompatibleStore
 from . import ownership
-from .checksum import unwrap, wrap
+from .checksum import wrap
 from .records import ClientRow, Commit, EntityRow, NamedReply
 from .rows import entity_after, leaves_state
 from .spi import Assignment, HostState, ShardRow, TableWrite
-from .sqlite_file import Database, create_file
+from .sqlite_file import Database, create_file, proven
 from .sqlite_leases import leases_path
 from .sqlite_schema import TABLES
 
@@ -351,9 +351,9 @@ def _shard_blob(row: ShardRow) -> bytes:
     return wrap(_encode(row), _shard_place(row.shard))
 
 
-def _decoded(decoder: msgspec.msgpack.Decoder[Struct], blob: bytes, place: str) -> Struct:
+def _decoded(decoder: msgspec.msgpack.Decoder[Struct], blob: object, place: str) -> Struct:
     try:
-        return decoder.decode(unwrap(blob, place))
+        return decoder.decode(proven(blob, place))
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise CorruptRecord(f"{place}: {error}; restore this store from a backup") from None
 

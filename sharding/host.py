@@ -172,6 +172,7 @@ class Host:
 
     def halt(self) -> None:
         """Stop working at once, as a kill does: nothing is saved."""
+        self._turns.stop()
         for task in self._tasks:
             task.cancel()
         self._tasks.clear()
@@ -211,7 +212,7 @@ class Host:
         self._idle_list.used(resident, self._world.monotonic())
 
     def _committed(self, n: int, records: list[Record]) -> None:
-        self.upkeep.committed(records)
+        self.upkeep.committed(n, records)
 
     async def _passivate_idle(self) -> None:
         while True:

@@ -1,8 +1,8 @@
 """Running a turn: from the head of a mailbox to a staged record and a gated answer.
 
 Before the handler: is the command still wanted (floor, deadline), was it done before under its command ID, is the
-entity in memory? After it: effects become one record with the shard's next position, and the answer goes to the gate. The next
-turn may begin at once, on the uncommitted state; only what leaves the host waits.
+entity in memory? After it: effects become one record with the shard's next position, and the answer goes to the gate.
+The next turn may begin at once, on the uncommitted state; only what leaves the host waits.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 from xxhash import xxh3_64_intdigest
 
 from ..actors.activation import Activation
@@ -76,7 +75,7 @@ class TurnPerformer:
             pending = mailbox[0]
             if pending.handler.is_async:
                 return False
-            if pending.call.command_id and not self._done_before_is_known(resident, pending):
+            if self._must_look_up(resident, pending):
                 return False
             if not turns_left:
                 self._ready(resident)
@@ -88,7 +87,11 @@ class TurnPerformer:
                 turn = Turn(
                     self._world.wall_ms(), pending.deadline - self._world.monotonic(), call.command_id, call.chain
                 )
-                self._finish(resident, pending, activation.run(pending.handler, call.arguments, turn), turn)
+                try:
+                    result = activation.run(pending.handler, call.arguments, turn)
+                except CorruptRecord as error:
+                    result = self._beyond_undoing(resident, error)
+                self._finish(resident, pending, result, turn)
         self._idle(resident)
         return True
 
@@ -115,17 +118,23 @@ class TurnPerformer:
     async def _slow_turn(self, resident: Resident, activation: Activation) -> None:
         pending = resident.mailbox.popleft()
         call = pending.call
-        if call.command_id and not self._done_before_is_known(resident, pending):
-            await self._look_up_command_id(resident, pending)
-        if not self._wanted(resident, pending):
+        if self._must_look_up(resident, pending):
+            row = await until_done(
+                self._world, lambda: self._store.read_named(call.shard, call.kind, call.id, call.command_id)
+            )
+            if row is not None:
+                self._repeat(resident, pending, Known(row.reply, 0))
+                return
+        if resident.shard.phase is Phase.CLOSED or not self._wanted(resident, pending):
             return
         turn = Turn(self._world.wall_ms(), pending.deadline - self._world.monotonic(), call.command_id, call.chain)
-        if pending.handler.is_async:
-            result = await activation.run_async(pending.handler, call.arguments, turn)
-        else:
-            result = activation.run(pending.handler, call.arguments, turn)
-        if resident.shard.phase is Phase.CLOSED:
-            return  # lost while it ran: nothing of it may be staged; the client asks the new owner
+        try:
+            if pending.handler.is_async:
+                result = await activation.run_async(pending.handler, call.arguments, turn)
+            else:
+                result = activation.run(pending.handler, call.arguments, turn)
+        except CorruptRecord as error:
+            result = self._beyond_undoing(resident, error)
         self._finish(resident, pending, result, turn)
 
     async def _activate(self, resident: Resident) -> None:
@@ -141,17 +150,20 @@ class TurnPerformer:
             status = Status.UNAVAILABLE if isinstance(error, CorruptRecord) else Status.HANDLER_FAILED
             message = f"{kind}/{id} could not be activated: {type(error).__name__}: {error}"
             while resident.mailbox:
-                self._answer_read(resident, resident.mailbox.popleft(), status, message.encode())
+                self._answer(resident, resident.mailbox.popleft(), status, message.encode())
             return
         resident.activation = activation
 
     async def _stored(self, resident: Resident) -> StoredEntity:
         shard, key = resident.shard, resident.key
         await self._commits.settled(resident.ticket)  # the overlay holds committed records only
+        deltas = shard.overlay.deltas(key)
         base = StoredEntity()
-        if not shard.overlay.whole(key):
+        if not any(delta.replaces for delta in deltas):
             base = await until_done(self._world, lambda: self._from_tables(shard, resident))
-        return shard.overlay.entity(key, base)
+        for delta in deltas:
+            base = delta.over(base)
+        return base
 
     async def _from_tables(self, shard: OwnedShard, resident: Resident) -> StoredEntity:
         kind, id = resident.key
@@ -162,8 +174,9 @@ class TurnPerformer:
             return StoredEntity(row.seq, row.state)
         commits = await self._store.read_commits(shard.shard, kind, id, after_seq=row.state_seq)
         events = tuple(event for commit in commits for event in commit.events)
-        # the history may be a checkpoint ahead of the row that was read: its last commit tells the version
-        return StoredEntity(max([row.seq, *(commit.seq for commit in commits)]), row.state, events)
+        # A checkpoint writes the row first and the history last: `row.seq` may be ahead of the events that stand there.
+        # The version is that of what was read; the overlay (or, after a crash, the log's tail) has the rest.
+        return StoredEntity(commits[-1].seq if commits else row.state_seq, row.state, events)
 
     # ---- before the handler ----------------------------------------------------------------------------------------
 
@@ -172,102 +185,99 @@ class TurnPerformer:
         call = pending.call
         if call.number < pending.window.floor:
             return False
-        if call.command_id:
+        if call.command_id and not pending.handler.is_query:
             known = resident.shard.named.get((call.kind, call.id, call.command_id))
             if known is not None:
                 self._repeat(resident, pending, known)
                 return False
         if self._world.monotonic() >= pending.deadline:
             message = b"the deadline passed before the command's turn came; it did not run"
-            self._answer_read(resident, pending, Status.DEADLINE_EXCEEDED, message)
+            self._answer(resident, pending, Status.DEADLINE_EXCEEDED, message)
             return False
         return True
 
-    def _done_before_is_known(self, resident: Resident, pending: Pending) -> bool:
-        """The answer to "was this command ID done before?" is in memory (or does not matter)."""
-        return pending.handler.is_query or (
-            (pending.call.kind, pending.call.id, pending.call.command_id) in resident.shard.named
+    def _must_look_up(self, resident: Resident, pending: Pending) -> bool:
+        """Only the tables can tell whether its command ID was done before."""
+        call = pending.call
+        return (
+            bool(call.command_id)
+            and not pending.handler.is_query
+            and (call.kind, call.id, call.command_id) not in resident.shard.named
         )
-
-    async def _look_up_command_id(self, resident: Resident, pending: Pending) -> None:
-        """Bring what the tables hold under its command ID into memory."""
-        call, shard = pending.call, resident.shard
-        row = await until_done(
-            self._world, lambda: self._store.read_named(shard.shard, call.kind, call.id, call.command_id)
-        )
-        if row is not None:
-            shard.named.setdefault((call.kind, call.id, call.command_id), Known(row.reply, 0))
 
     def _repeat(self, resident: Resident, pending: Pending, known: Known) -> None:
         """Done before under its command ID: the recorded reply, or a refusal when the work was another."""
         call, reply = pending.call, known.reply
         if reply.digest != call_digest(call.kind, call.id, call.method, call.arguments):
             message = f"command ID {call.command_id!r} was used for other work on this entity: use a new one"
-            self._answer_read(resident, pending, Status.INVALID_COMMAND, message.encode())
+            self._answer(resident, pending, Status.INVALID_COMMAND, message.encode())
             return
         pending.window.remember(call.number, reply)
         self._gate.read(known.ticket, pending, Answer(call.shard, call.number, reply.status, reply.payload))
 
     # ---- after the handler -----------------------------------------------------------------------------------------
 
+    def _beyond_undoing(self, resident: Resident, error: CorruptRecord) -> TurnResult:
+        """A failed turn could not be undone in memory: the entity leaves it, and comes back from what is stored."""
+        resident.activation = None
+        return TurnResult(Status.HANDLER_FAILED, str(error).encode(), error=error)
+
     def _finish(self, resident: Resident, pending: Pending, result: TurnResult, turn: Turn) -> None:
-        call, window = pending.call, pending.window
+        call = pending.call
         if result.error is not None:
             log.warning("%s.%s on %s failed", call.kind, call.method, call.id, exc_info=result.error)
-        payload = b"" if call.mode == Mode.TELL and result.status is Status.OK else result.payload
-        if pending.handler.is_query:
-            window.read(call.number)
-            self._gate.read(resident.ticket, pending, Answer(call.shard, call.number, result.status, payload))
-        elif result.changed or (resident.kind.durable and (call.attempt > 1 or call.command_id)):
-            self._stage(resident, pending, result, RecordedReply(result.status, payload, 0), turn)
-        else:
-            self._answer_read(resident, pending, result.status, payload)
         if result.passivate:
             resident.leaving = True
+        if pending.handler.is_query:
+            pending.window.read(call.number)
+            answer = Answer(call.shard, call.number, result.status, result.payload)
+            self._gate.read(resident.ticket, pending, answer)
+            return
+        payload = b"" if call.mode == Mode.TELL and result.status is Status.OK else result.payload
+        self._answer(resident, pending, result.status, payload, turn.now_ms, result if result.changed else None)
 
-    def _stage(
-        self, resident: Resident, pending: Pending, result: TurnResult, reply: RecordedReply, turn: Turn
+    def _answer(
+        self,
+        resident: Resident,
+        pending: Pending,
+        status: Status,
+        payload: bytes,
+        now_ms: int = 0,
+        effects: TurnResult | None = None,
     ) -> None:
-        call, shard, window = pending.call, resident.shard, pending.window
-        named = call.command_id if result.status is Status.OK else ""  # a failed command may be tried again
-        if call.command_id:
-            digest = call_digest(call.kind, call.id, call.method, call.arguments)
-            reply = msgspec.structs.replace(reply, digest=digest)
-        shard.position += 1
-        ticket = self._commits.staged + 1
-        activation = resident.activation
-        assert activation is not None
-        record = Record(
-            shard.shard,
-            shard.position,
-            call.kind,
-            call.id,
-            activation.seq if result.changed else 0,
-            turn.now_ms,
-            result.state,
-            result.events,
-            result.deleted,
-            pending.peer.client,
-            call.number,
-            window.floor,
-            reply,
-            named,
-            window.take_riders(ticket),
-        )
-        assert self._commits.stage(record) == ticket
+        """Answer a command, and remember the answer for a repeat.
+
+        With effects it stands in their record. Without, it stays in memory until the floor passes it, except for a
+        repeat or a command under an ID: of those an earlier copy may still be under way, so their answer is recorded,
+        lest that copy acts at the next owner after its caller was refused here.
+        """
+        call, window, shard = pending.call, pending.window, resident.shard
+        if shard.phase is Phase.CLOSED:
+            return  # lost while it ran: nothing of it may be staged; the client asks the new owner
+        answer = Answer(call.shard, call.number, status, payload)
+        if effects is None and not (resident.kind.durable and (call.attempt > 1 or call.command_id)):
+            window.remember(call.number, RecordedReply(status, payload, 0))
+            self._gate.read(resident.ticket, pending, answer)
+            return
+        digest = call_digest(call.kind, call.id, call.method, call.arguments) if call.command_id else 0
+        reply = RecordedReply(status, payload, digest)
+        record = Record(shard.shard, shard.position + 1, call.kind, call.id, time_ms=now_ms or self._world.wall_ms())
+        record.client, record.number, record.floor, record.reply = pending.peer.client, call.number, window.floor, reply
+        record.riders = window.take_riders(self._commits.staged + 1)
+        if status is Status.OK:
+            record.command_id = call.command_id  # a command that failed may be tried again under its ID
+        if effects is not None:
+            assert resident.activation is not None
+            record.seq = resident.activation.seq
+            record.state, record.events, record.deleted = effects.state, effects.events, effects.deleted
+        ticket = self._commits.stage(record)
+        shard.position = record.position
         shard.ticket = ticket
         window.record(call.number, reply, ticket)
-        if named:
-            shard.named[call.kind, call.id, named] = Known(reply, ticket)
-        answer = Answer(call.shard, call.number, reply.status, reply.payload)
-        if result.changed:
+        if record.command_id:
+            shard.named[call.kind, call.id, record.command_id] = Known(reply, ticket)
+        if effects is not None:
             resident.ticket = ticket
             self._gate.effect(ticket, pending, answer)
         else:
             self._gate.read(ticket, pending, answer)
-
-    def _answer_read(self, resident: Resident, pending: Pending, status: Status, payload: bytes) -> None:
-        """Answer what had no effect, and remember the answer for a repeat."""
-        call = pending.call
-        pending.window.remember(call.number, RecordedReply(status, payload, 0))
-        self._gate.read(resident.ticket, pending, Answer(call.shard, call.number, status, payload))

@@ -19,7 +19,7 @@ from typing import Protocol
 from ..actors.world import World
 from .resident import Resident
 
-PUMP_RESIDENTS = 256
+PUMP_RESIDENTS = 64
 """Entities served before the loop may look at its sockets again."""
 
 
@@ -48,10 +48,22 @@ class Turns:
         self._runners = 0
         self._pump_due = False
         self._handover_due = False
+        self._stopped = False
         self._loop = asyncio.get_running_loop()
+
+    def stop(self) -> None:
+        """Begin no further turn, and let the runners go. They are not cancelled: a handler would swallow that."""
+        self._stopped = True
+        self._ready.clear()
+        self._waiting.clear()
+        for rest in self._idle:
+            rest.set_result(None)
+        self._idle.clear()
 
     def ready(self, resident: Resident) -> None:
         """It has a command to run. Called once per scheduling (`resident.scheduled`)."""
+        if self._stopped:
+            return
         self._ready.append(resident)
         if not self._pump_due:
             self._pump_due = True
@@ -91,13 +103,14 @@ class Turns:
             self._loop.call_soon(self._hand_over)
 
     async def _runner(self) -> None:
-        while True:
+        while not self._stopped:
             while self._waiting:
                 try:
                     await self._performer.perform(self._waiting.popleft())
                 except Exception as error:  # noqa: BLE001 - as in the pump
                     self._broken(error)
                     return
-            rest: asyncio.Future[None] = self._loop.create_future()
-            self._idle.append(rest)
-            await rest
+            if not self._stopped:
+                rest: asyncio.Future[None] = self._loop.create_future()
+                self._idle.append(rest)
+                await rest

@@ -8,6 +8,7 @@ a shard whose write is refused belongs to somebody else.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
@@ -45,16 +46,21 @@ class Upkeep:
         self._due = asyncio.Event()
         self._commands = 0
         self._bytes = 0
+        self._rows: deque[tuple[int, dict[int, int]]] = deque()
+        """Rows of the log that stand there still: n, and each shard's last position in it."""
         self.checkpoints = 0
 
-    def committed(self, records: list[Record]) -> None:
-        """A batch became durable: into the overlays, and count."""
+    def committed(self, n: int, records: list[Record]) -> None:
+        """Log row `n` became durable: into the overlays, and count."""
         shards = self._shards
+        last: dict[int, int] = {}
         for record in records:
+            last[record.shard] = record.position
             shard = shards.get(record.shard)
             if shard is not None:
                 self._bytes += shard.committed(record)
                 self._commands += 1
+        self._rows.append((n, last))
         settings = self._settings
         if self._commands >= settings.checkpoint_commands or self._bytes >= settings.checkpoint_bytes:
             self._due.set()
@@ -84,25 +90,22 @@ class Upkeep:
         """Bring the tables up to what is committed now, then let go of the log rows below."""
         async with self._one_at_a_time:
             self._due.clear()
-            through_n = self._commits.n
             shards = [shard for shard in self._shards.values() if _needs(shard)]
-            commands = sum(shard.overlay.dirty.records for shard in shards)
-            size = sum(shard.overlay.dirty.bytes for shard in shards)
             former = {owner for shard in shards for owner in shard.former_owners}
             parts = [self._part(shard) for shard in shards]
             refused = await self._write(parts)
-            self._commands -= commands
-            self._bytes -= size
-            self._commits.resume()
-            self.checkpoints += 1
             for shard, part in zip(shards, parts, strict=True):
                 if shard.shard in refused:
                     self._lost(shard.shard)
                 else:
                     shard.written(part.forgotten_clients)
-            if not refused:
-                await self._let_go(self._incarnation, through_n)
-            await self._let_go_of_former(former)
+            layers = [shard.overlay.dirty for shard in self._shards.values()]
+            self._commands = sum(dirty.records for dirty in layers)
+            self._bytes = sum(dirty.bytes for dirty in layers)
+            self._commits.resume()
+            self.checkpoints += 1
+            if shards or self._rows:
+                await self._let_go(former)
 
     async def release(self, shard: OwnedShard) -> bool:
         """Write what is left of a shard whose intake and turns have stopped, and give it up in the same transaction.
@@ -141,18 +144,24 @@ class Upkeep:
             refused |= await until_done(self._world, partial(self._store.checkpoint, self._incarnation, writes))
         return refused
 
-    async def _let_go(self, incarnation: int, through_n: int) -> None:
-        await until_done(self._world, lambda: self._store.delete_log_rows(incarnation, through_n))
+    async def _let_go(self, former: set[int]) -> None:
+        """Drop the log rows of which every shard's tables are past, whoever owns the shard now: a shard that was taken
+        away still has its tail here until its new owner has written it."""
+        rows = await until_done(self._world, self._store.shards)
+        complete = {row.shard: row.position for row in rows}
+        through_n = 0
+        while self._rows and all(position <= complete[shard] for shard, position in self._rows[0][1].items()):
+            through_n, _ = self._rows.popleft()
+        if through_n:
+            await self._delete_rows(self._incarnation, through_n)
+        named = {owner for row in rows for owner in row.owners}
+        for owner in sorted(former - named):  # sealed, and every shard's owner has written what it took from there
+            left = await until_done(self._world, partial(self._store.read_log, owner))
+            if left:
+                await self._delete_rows(owner, left[-1].n)
 
-    async def _let_go_of_former(self, former: set[int]) -> None:
-        """A sealed log that no shard's row names any more: every shard in it is past it."""
-        if not former:
-            return
-        named = {owner for row in await until_done(self._world, self._store.shards) for owner in row.owners}
-        for owner in sorted(former - named):
-            rows = await until_done(self._world, partial(self._store.read_log, owner))
-            if rows:
-                await self._let_go(owner, rows[-1].n)
+    async def _delete_rows(self, incarnation: int, through_n: int) -> None:
+        await until_done(self._world, partial(self._store.delete_log_rows, incarnation, through_n))
 
 
 def _needs(shard: OwnedShard) -> bool:

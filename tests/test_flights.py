@@ -82,11 +82,12 @@ def test_expected_totals_are_those_of_a_plain_loop(year: pd.DataFrame) -> None:
     assert expected_totals(flights) == plain
 
 
-async def test_a_replay_leaves_every_entity_with_the_totals_of_the_table(year: pd.DataFrame) -> None:
+@pytest.mark.parametrize("in_flight", [1, 30, 1000])
+async def test_a_replay_leaves_every_entity_with_the_totals_of_the_table(year: pd.DataFrame, in_flight: int) -> None:
     """M01, on real data: every command took effect once, in the order sent, with hundreds in flight to one airport."""
     flights = year.head(COUNT)
     async with atoll.local(app) as cluster:
-        replay = Replay(cluster, flights, in_flight=500)
+        replay = Replay(cluster, flights, in_flight=in_flight)
         await replay.run()
         expected = expected_totals(flights)
         found = await read_totals(cluster, list(expected))

@@ -40,13 +40,17 @@ SHELLS: dict[str, tuple[str, ...]] = {
     # the token's file: mode, owner, and nothing left behind
     "cluster.token": ("os", "pathlib"),
     # the public API: puts a real world together; reads the environment for settings
-    "cluster.api": ("os",),
+    "cluster.api": ("os", "pathlib"),
     # notices that it is in a forked child, whose numbers would not be its own
     "cluster.client": ("os",),
     # finds the user's `module:app` in a folder
     "cluster.loading": ("pathlib",),
     # a host as a process of its own
     "cluster.host_process": ("os", "pathlib", "print", "uvloop"),
+    # the command line, and starting an app as one step that is done or undone
+    "cluster.cli": ("os",),
+    "cluster.starting": ("asyncio.run", "pathlib", "secrets", "time"),
+    "cluster.ray_status": ("time",),
     # the lease is kept on a thread, so that a handler that burns CPU does not cost the host its shards
     "cluster.hosting": ("asyncio.run", "threading"),
     # Ray: the actors, and how Ray is asked

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
 from atoll.persistence.memory import MemoryStore
 from atoll.persistence.spi import Store
 from atoll.persistence.sqlite import SQLiteStore

@@ -7,11 +7,12 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import replace
+from store_rows import KIND, client, commit, ending, entity, named, own, row_of, without_snapshot
+
 from atoll.actors.stored import StoredState
 from atoll.persistence.records import EntityRow
 from atoll.persistence.spi import Assignment, CheckpointEnd, ShardState, Store, TableWrite
-from msgspec.structs import replace
-from store_rows import KIND, client, commit, ending, entity, named, own, row_of, without_snapshot
 
 if TYPE_CHECKING:
     from conftest import Stores

@@ -6,8 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from atoll.persistence.spi import CheckpointEnd, Store, TableWrite
 from store_rows import KIND, commit, ending, entity, own
+
+from atoll.persistence.spi import CheckpointEnd, Store, TableWrite
 
 if TYPE_CHECKING:
     from conftest import Stores
@@ -26,7 +27,8 @@ async def epoch(store: Store, host: int) -> int:
     return epochs[0]
 
 
-async def test_an_unknown_entity_has_no_history(store: Store, epoch: int) -> None:
+@pytest.mark.usefixtures("epoch")
+async def test_an_unknown_entity_has_no_history(store: Store) -> None:
     """J02: no history, and no row whose seq could be other than 0."""
     assert await store.read_commits(0, KIND, "nobody") == []
     assert await store.read_commits(1, KIND, "e1") == []

@@ -6,8 +6,9 @@ import asyncio
 import random
 from typing import TYPE_CHECKING
 
-from atoll.persistence.spi import HostState, ProcessIdentity, Store
 from store_rows import own, row_of
+
+from atoll.persistence.spi import HostState, ProcessIdentity, Store
 
 if TYPE_CHECKING:
     from conftest import Stores

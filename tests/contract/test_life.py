@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+
 from atoll.actors.errors import IncompatibleStore
 from atoll.persistence.spi import ShardState, Store
 
@@ -30,7 +31,7 @@ async def test_a_store_of_something_else_is_refused_and_not_touched(stores: Stor
     first = await stores.open()
     host = await first.register_host("127.0.0.1:1", "node", None)
     await first.close()
-    with pytest.raises(IncompatibleStore, match="another|new folder"):
+    with pytest.raises(IncompatibleStore, match=r"another|new folder"):
         await stores.open(app, shards)
     again = await stores.open()
     assert [row.incarnation for row in await again.hosts()] == [host]

@@ -7,10 +7,11 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
+from store_rows import KIND, batch, entity
+
 from atoll.actors.errors import CorruptRecord, Fenced
 from atoll.persistence.records import Record, decode_batch
 from atoll.persistence.spi import LogRow, Store
-from store_rows import KIND, batch, entity
 
 if TYPE_CHECKING:
     from conftest import Stores
@@ -69,7 +70,7 @@ async def test_a_gap_is_a_mistake_of_the_writer(store: Store, host: int) -> None
 async def test_there_is_no_log_without_a_host(store: Store) -> None:
     """PR02: nothing but a registration makes a log."""
     for call in (store.append(5, 1, b""), store.read_log(5), store.seal(5), store.delete_log_rows(5, 1)):
-        with pytest.raises(ValueError, match="never registered|ever registered"):
+        with pytest.raises(ValueError, match="ever registered"):
             await call
 
 

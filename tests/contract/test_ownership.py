@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from atoll.persistence.spi import Assignment, ShardRow, ShardState, Store
 from store_rows import ending, own, row_of
+
+from atoll.persistence.spi import Assignment, ShardRow, ShardState, Store
 
 if TYPE_CHECKING:
     from conftest import Stores

@@ -13,15 +13,16 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from store_rows import KIND, client, commit, entity, named, without_snapshot
+
 from atoll.actors.errors import AtollError
 from atoll.actors.stored import StoredState
 from atoll.persistence.memory import MemoryStore
 from atoll.persistence.records import EntityRow
 from atoll.persistence.spi import Assignment, CheckpointEnd, Store, TableWrite
 from atoll.persistence.sqlite import SQLiteStore
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from store_rows import KIND, client, commit, entity, named, without_snapshot
 
 SHARDS = 2
 hosts = st.integers(1, 4)
@@ -34,9 +35,9 @@ contents = st.sampled_from([b"", b"x", b"y"])
 
 entities = st.one_of(
     st.builds(entity, ids, seqs),
-    st.builds(lambda id, seq: entity(id, seq, deleted=True), ids, seqs),
+    st.builds(lambda name, seq: entity(name, seq, deleted=True), ids, seqs),
     st.builds(without_snapshot, ids, seqs),
-    st.builds(lambda id, seq: EntityRow(KIND, id, seq, StoredState(1, b"snapshot"), seq // 2), ids, seqs),
+    st.builds(lambda name, seq: EntityRow(KIND, name, seq, StoredState(1, b"snapshot"), seq // 2), ids, seqs),
 )
 clients = st.builds(lambda number, floor: client(number, floor, floor, floor + 2), st.integers(1, 3), st.integers(1, 5))
 replies = st.builds(named, ids, ids, st.integers(1, 5), ids)
@@ -160,13 +161,13 @@ class Pair:
             for after, limit in itertools.product((0, 3), (None, 0, 2)):
                 await self.both(lambda store, s=shard, a=after, x=limit: store.read_history(s, a, x))
             for id in ("a", "b", "ü\x00", "c"):
-                await self.both(lambda store, s=shard, id=id: store.read_entity(s, KIND, id))
+                await self.both(lambda store, s=shard, i=id: store.read_entity(s, KIND, i))
                 for after, to, limit in itertools.product((0, 2), (None, 3), (None, 1)):
                     await self.both(
-                        lambda store, s=shard, id=id, a=after, t=to, x=limit: store.read_commits(s, KIND, id, a, t, x)
+                        lambda store, s=shard, i=id, a=after, t=to, x=limit: store.read_commits(s, KIND, i, a, t, x)
                     )
                 for command in ("a", "b", "ü\x00"):
-                    await self.both(lambda store, s=shard, id=id, c=command: store.read_named(s, KIND, id, c))
+                    await self.both(lambda store, s=shard, i=id, c=command: store.read_named(s, KIND, i, c))
 
 
 async def outcome(call: Awaitable[Any]) -> Any:

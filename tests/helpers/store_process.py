@@ -17,9 +17,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import apsw
+
 from atoll.persistence.process import is_stopped, this_process
 from atoll.persistence.spi import Assignment
 from atoll.persistence.sqlite import SQLiteStore
@@ -37,7 +38,7 @@ class StoreProcess:
         )
         self.pid = self._process.pid
 
-    def __enter__(self) -> StoreProcess:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,7 +85,8 @@ def until(condition: Any, otherwise: str, timeout_s: float = 10.0) -> None:
 
 
 def say(what: Any) -> None:
-    print(json.dumps(what), flush=True)
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
 
 
 async def open_when_told(folder: Path) -> None:

@@ -24,6 +24,8 @@ async def workload(cluster: SimCluster, history: History, name: str, luck: rando
         ref = client.entity(kind, id)
         if luck.random() < 0.15:
             work = history.read(entity, ref)
+        elif luck.random() < 0.15:
+            work = history.append_until_known(entity, ref, f"{name}.{number}")
         else:
             method = luck.choice(METHODS)
             args = (luck.uniform(0, 0.3),) if method == "append_slowly" else ()
@@ -51,9 +53,14 @@ async def nemesis(cluster: SimCluster, luck: random.Random, seconds: float) -> i
             luck.choice(alive).pause()
         elif what < 0.75 and paused:
             luck.choice(paused).resume()
-        elif what < 0.85:
+        elif what < 0.82:
             cluster.coordinator.kill()
             cluster.start_coordinator()
+        elif what < 0.86 and len(alive) > 1:
+            one = luck.choice([*alive, cluster.coordinator])
+            other = luck.choice([process for process in alive if process is not one])
+            cluster.simulation.network.cut(one, other)
+            loop.call_later(luck.uniform(1, 6), cluster.simulation.network.heal, one, other)
         else:
             running = [i for i, process in cluster.hosts.items() if process.life.value == "running"]
             if running:

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from atoll.persistence.sqlite import SQLiteStore
 from store_process import APP, SHARDS
+
+from atoll.persistence.sqlite import SQLiteStore
 
 Open = Callable[[], Awaitable[SQLiteStore]]
 

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import apsw
 import pytest
+from msgspec.structs import replace
+from store_process import SHARDS, StoreProcess, until
+
 from atoll.actors.errors import Fenced, StoreUnavailable
 from atoll.persistence import sqlite_file
 from atoll.persistence.process import boot_id, end_process, start_time_s, this_process, wal_lock_holders
 from atoll.persistence.spi import Assignment, ProcessIdentity, ShardState
 from atoll.persistence.sqlite import SQLiteStore
-from msgspec.structs import replace
-from store_process import SHARDS, StoreProcess
 
 Open = Callable[[], Awaitable[SQLiteStore]]
 
@@ -79,8 +80,8 @@ async def test_a_transaction_that_was_open_when_its_log_is_sealed(folder: Path, 
         old = writer.line()
         other_boot = replace(this_process(), boot_id="not this one")
         sealing = asyncio.create_task(seal_as(store, old, other_boot))
-        while not sealing.done() and not store._threads.other_logs._jobs.empty():
-            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await asyncio.to_thread(until, store._threads.other_logs._jobs.empty, "the seal was not begun")
         assert not sealing.done()
         writer.tell()
         assert writer.line() == "committed"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -13,10 +11,11 @@ from pathlib import Path
 
 import apsw
 import pytest
+from store_process import until
+
 from atoll.actors.errors import StoreUnavailable
 from atoll.persistence.process import this_process
 from atoll.persistence.sqlite import SQLiteStore
-from store_process import until
 
 Open = Callable[[], Awaitable[SQLiteStore]]
 
@@ -28,16 +27,13 @@ async def test_two_loops_use_one_store_at_once(open_store: Open) -> None:
     renewed: list[bool] = []
 
     async def renew() -> None:
-        for _ in range(200):
-            renewed.append(await store.renew(host))
+        renewed.extend([await store.renew(host) for _ in range(200)])
 
     thread = threading.Thread(target=lambda: asyncio.run(renew()))
     thread.start()
     for n in range(1, 201):
         await store.append(host, n, b"row %d" % n)
-    while thread.is_alive():
-        await asyncio.sleep(0)
-    thread.join()
+    await asyncio.to_thread(thread.join)
     assert renewed == [True] * 200
     assert [row.renewals for row in await store.hosts()] == [200]
     assert len(await store.read_log(host)) == 200
@@ -67,7 +63,6 @@ async def test_a_loop_that_is_gone_takes_nothing_with_it(open_store: Open) -> No
         loop = asyncio.new_event_loop()
         task = loop.create_task(store.renew(host))
         loop.run_until_complete(asyncio.sleep(0))
-        loop.stop()
         task.cancel()
         loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
         loop.close()
@@ -169,5 +164,3 @@ async def test_threads_end_with_their_store(open_store: Open) -> None:
         assert len(ours()) >= 3
         await store.close()
     await asyncio.to_thread(until, lambda: ours() == [], f"still there: {ours()}")
-    assert os.getpid()
-    assert signal.SIGKILL

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from atoll.persistence.memory import MemoryStore
 from atoll.persistence.open import open_store
 from atoll.persistence.sqlite import SQLiteStore

@@ -95,6 +95,8 @@ class Worker(atoll.Entity):
         await future
 
     async def _waits(self) -> None:
+        if self.context.resources is not None:
+            self.context.resources.set()
         await asyncio.Event().wait()
 
     async def _exits(self) -> None:
@@ -102,8 +104,8 @@ class Worker(atoll.Entity):
         raise KeyboardInterrupt
 
 
-def activation() -> Activation:
-    return Activation(kind_of(Worker), "w", StoredEntity(), atoll.Settings())
+def activation(begun: asyncio.Event | None = None) -> Activation:
+    return Activation(kind_of(Worker), "w", StoredEntity(), atoll.Settings(), resources=begun)
 
 
 async def run(it: Activation, name: str, *args: Any) -> TurnResult:
@@ -164,8 +166,8 @@ async def test_a_wait_that_fails_leaves_entity_and_task_usable(how: str, said: s
 
 async def test_a_task_cancelled_from_outside_fails_its_handler_and_goes_on() -> None:
     """M18: who runs handlers ends its tasks by other means; a cancellation ends the wait, not the runner."""
-    it = activation()
-    went_on = asyncio.Event()
+    begun, went_on = asyncio.Event(), asyncio.Event()
+    it = activation(begun)
 
     async def runner() -> TurnResult:
         result = await run(it, "work", "waits")
@@ -174,8 +176,7 @@ async def test_a_task_cancelled_from_outside_fails_its_handler_and_goes_on() -> 
         return result
 
     task = asyncio.create_task(runner())
-    while not it._entity.done:  # the handler has begun
-        await asyncio.sleep(0)
+    await begun.wait()
     task.cancel()
     result = await task
     assert went_on.is_set()

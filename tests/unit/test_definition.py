@@ -67,7 +67,7 @@ def test_a_class_is_a_kind_named_after_it() -> None:
 
 @pytest.mark.parametrize("name", ["", "a b", "1st", "x" * 129, "é"])
 def test_a_kind_that_cannot_be_a_name_is_refused(name: str) -> None:
-    with pytest.raises(TypeError, match="Cart: .* cannot name a kind"):
+    with pytest.raises(TypeError, match=r"Cart: .* cannot name a kind"):
 
         class Cart(atoll.Entity, kind=name):
             pass
@@ -354,15 +354,16 @@ def test_decorators_are_used_bare(decorator: Any) -> None:
     with pytest.raises(TypeError, match="used bare"):
         decorator("deposit")
     with pytest.raises(TypeError, match="used bare"):
-        decorator(classmethod(lambda cls: None))
+        decorator(classmethod(print))
 
 
 def test_a_handler_does_not_yield() -> None:
     with pytest.raises(TypeError, match="cannot yield"):
 
-        @atoll.command
-        def numbers(self: Any) -> Any:
-            yield 1
+        class Cart(atoll.Entity):
+            @atoll.command
+            def numbers(self) -> Any:
+                yield 1
 
 
 def test_an_overridden_handler_is_the_nearest_one_or_none() -> None:
@@ -443,7 +444,7 @@ def test_one_method_may_apply_a_union_of_events() -> None:
 
 
 def test_apply_belongs_to_event_sourced_kinds_and_names_its_event() -> None:
-    with pytest.raises(TypeError, match="Cart: @atoll.apply is for events"):
+    with pytest.raises(TypeError, match=r"Cart: @atoll\.apply is for events"):
 
         class Cart(atoll.Entity):
             @atoll.apply

@@ -459,7 +459,7 @@ def test_long_and_odd_messages_are_cut_and_sent_all_the_same() -> None:
     class Loud(atoll.Entity):
         @atoll.command
         def shout(self, how: str) -> None:
-            class Mute(Exception):  # noqa: N818
+            class Mute(Exception):
                 def __str__(self) -> str:
                     raise ValueError
 
