@@ -114,8 +114,13 @@ class PlainCluster:
         return host
 
     @contextlib.asynccontextmanager
-    async def connect(self) -> AsyncIterator[Cluster]:
-        """A client of this cluster in the calling process, once every shard is served."""
+    async def connect(self, *, discover: bool = False) -> AsyncIterator[Cluster]:
+        """A client of this cluster in the calling process, once every shard is served. `discover`: it finds the hosts
+        that are started later also when all that it knew are gone."""
+
+        async def addresses() -> list[str]:
+            return self.addresses
+
         async with connected(
             self.app_name,
             self.addresses,
@@ -123,6 +128,7 @@ class PlainCluster:
             settings=self.settings,
             world=SystemWorld(),
             network=TcpNetwork(),
+            discover=addresses if discover else None,
         ) as cluster:
             await cluster.client.table_complete()
             yield cluster

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).resolve().parents[1]
 # Tests are no package (pytest imports them by path), so what they share is found by folder.
-for _folder in ("tests/helpers", "deploy", "examples"):
+for _folder in ("tests/helpers", "deploy", "examples", "bench"):
     sys.path.insert(0, str(_ROOT / _folder))
 
 pytest_plugins = ["conformance", "pytester"]

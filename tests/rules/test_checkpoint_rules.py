@@ -48,7 +48,7 @@ def test_a_sealed_log_is_kept_until_the_last_shard_in_it_is_past_it() -> None:
 
     async def script(s: Scenario) -> None:
         a = await s.host(0, 1)
-        ids = {0: "b", 1: "a"}
+        ids = {0: "d", 1: "a"}
         c = s.raw_client(7, a)
         for number, id in enumerate(ids.values(), 1):
             await c.ask(number, "put", id=id, item=id, floor=1)
@@ -97,7 +97,7 @@ def test_a_host_lets_go_of_its_log_again_once_the_successor_is_past_it() -> None
     async def script(s: Scenario) -> None:
         a = await s.host(0, 1)
         c = s.raw_client(7, a)
-        await c.ask(1, "put", id="b", item="x")
+        await c.ask(1, "put", id="d", item="x")
         await c.ask(1, "put", id="a", item="y")
         s.store_of(a).lose_reply("checkpoint")  # the release takes effect, and the host does not know
         await s.hosts[a.incarnation].run(a.ownership.release(0))

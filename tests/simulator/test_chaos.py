@@ -8,7 +8,8 @@ import random
 from typing import Any
 
 import pytest
-from sim_cluster import History, Journal, List, SimCluster
+from ledger import History, Journal, List
+from sim_cluster import SimCluster
 from simulator.simulation import Simulation
 
 METHODS = ("append", "append", "append", "append_if_even", "append_and_fail", "append_slowly")
