@@ -148,7 +148,8 @@ class Activation:
         self._end(stage)
         try:
             payload = handler.encode_reply(value)
-            self._check_size("its result", payload, "reply_bytes_max")
+            if len(payload) > self._settings.reply_bytes_max:
+                raise _too_large("its result", payload, "reply_bytes_max", self._settings.reply_bytes_max)
             if self.kind.event_sourced:
                 return self._keep_events(stage, payload)
             return self._keep_state(stage, payload)
@@ -168,7 +169,8 @@ class Activation:
             return TurnResult(Status.OK, payload, passivate=stage.passivate)
         if stage.read_only:
             raise ValueError("changed the state, and a query only reads: make it a command")
-        self._check_size("the state", after, "state_bytes_max")
+        if len(after) > self._settings.state_bytes_max:
+            raise _too_large("the state", after, "state_bytes_max", self._settings.state_bytes_max)
         kind.check_state(after)
         self._base = after
         if not kind.durable:
@@ -191,7 +193,8 @@ class Activation:
         state: StoredState | None = None
         if len(events) + len(self._since or ()) >= self._settings.snapshot_every:
             data = kind.encode_state(self._entity)
-            self._check_size("the state", data, "state_bytes_max")
+            if len(data) > self._settings.state_bytes_max:
+                raise _too_large("the state", data, "state_bytes_max", self._settings.state_bytes_max)
             kind.check_state(data)
             state = StoredState(kind.state_versions.version, data)
             self._base = data
@@ -227,7 +230,8 @@ class Activation:
             self.rewind()
         try:
             payload = encode_rejected(error)
-            self._check_size("it", payload, "reply_bytes_max")
+            if len(payload) > self._settings.reply_bytes_max:
+                raise _too_large("it", payload, "reply_bytes_max", self._settings.reply_bytes_max)
         except Exception as problem:  # noqa: BLE001 - as in _kept
             return _failed(f"{handler.label} raised {type(error).__name__}, which cannot be sent: {problem}", error)
         return TurnResult(Status.REJECTED, payload)
@@ -240,11 +244,6 @@ class Activation:
             return self.kind.encode_state(self._entity) != self._base or bool(self.kind.stray_names(self._entity))
         except ValueError:
             return True
-
-    def _check_size(self, what: str, data: bytes, limit: str) -> None:
-        bytes_max: int = getattr(self._settings, limit)
-        if len(data) > bytes_max:
-            raise ValueError(f"is over a limit: {what} has {len(data)} bytes, more than {limit} ({bytes_max})")
 
     async def _hook(self, name: str, turn: Turn) -> None:
         stage = self._begin(turn, name)
@@ -310,6 +309,10 @@ async def _settle_cancellation() -> None:
 
 def _invalid(handler: Handler, problem: Exception) -> TurnResult:
     return TurnResult(Status.INVALID_COMMAND, encode_message(handler.complaint(problem)))
+
+
+def _too_large(what: str, data: bytes, limit: str, bytes_max: int) -> ValueError:
+    return ValueError(f"is over a limit: {what} has {len(data)} bytes, more than {limit} ({bytes_max})")
 
 
 def _failed(message: str, error: BaseException) -> TurnResult:

@@ -284,6 +284,9 @@ def _check_event(event_class: Any, where: str) -> None:
 def _getter(names: tuple[str, ...]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
     """Takes the fields out of an object's attributes: not by `getattr`, which would find the class's default where a
     field was deleted."""
-    if len(names) > 1:
+    if len(names) == 1:
+        get = operator.itemgetter(names[0])
+        return lambda attributes: (get(attributes),)
+    if names:
         return operator.itemgetter(*names)
-    return lambda attributes: tuple(attributes[name] for name in names)
+    return lambda attributes: ()

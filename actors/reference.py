@@ -13,6 +13,8 @@ from collections.abc import Coroutine
 from typing import Any, Never
 from weakref import WeakValueDictionary, ref
 
+import msgspec
+
 from .calls import Caller, Mode, Request
 from .errors import InvalidCommand, Unavailable
 from .ids import checked_command_id, checked_entity_id
@@ -143,20 +145,20 @@ def _no_handler(kind: EntityKind, name: str) -> str:
     return f"{kind.name} has no handler {name}; a reference reaches commands and queries only: {handlers}"
 
 
-class BoundQuery:
-    """A query of one entity, ready to be sent. Typed as `Query` (handlers.py), which describes its methods."""
+class BoundQuery(msgspec.Struct, eq=False):
+    """A query of one entity, ready to be sent. Typed as `Query` (handlers.py), which describes its methods.
 
-    __slots__ = ("_app", "_caller", "_command_id", "_fail_fast", "_handler", "_id", "_kind_name", "_timeout_s")
+    A struct, because one is made per call: three times as fast as a class in Python.
+    """
 
-    def __init__(self, app: str, kind_name: str, id: str, handler: Handler, caller: Caller | None) -> None:
-        self._app = app
-        self._kind_name = kind_name
-        self._id = id
-        self._handler = handler
-        self._caller = caller
-        self._command_id = ""
-        self._timeout_s: float | None = None
-        self._fail_fast = False
+    _app: str
+    _kind_name: str
+    _id: str
+    _handler: Handler
+    _caller: Caller | None
+    _command_id: str = ""
+    _timeout_s: float | None = None
+    _fail_fast: bool = False
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         handler = self._handler
@@ -195,8 +197,6 @@ class BoundQuery:
 
 class BoundCommand(BoundQuery):
     """A command of one entity, ready to be sent. Typed as `Command` (handlers.py)."""
-
-    __slots__ = ()
 
     def tell(self, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, None]:
         return self._told(args, kwargs)

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from ..actors.app import App
 from ..actors.entity import Entity
 from ..actors.errors import known_rejections
-from ..actors.ids import checked_entity_id
+from ..actors.ids import KIND_PATTERN, checked_entity_id
 from ..actors.kind import kind_of
 from ..actors.reference import bind_caller, reference, unbind_caller
 from ..actors.settings import Settings
@@ -173,6 +173,8 @@ async def connect(
             raise ValueError(f"{target!r} names no host: write tcp://host:port,host:port")
         secret = _token(token, token_file)
     else:
+        if not KIND_PATTERN.fullmatch(target):
+            raise ValueError(f"{target!r} is neither an app's name nor tcp://host:port,host:port")
         from . import discovery  # noqa: PLC0415 - imports Ray, which a client over tcp does without
 
         app_name = target

@@ -1,12 +1,16 @@
 """The command line: `atoll start|status|stop|config`. Thin: it checks, asks, prints; what happens is elsewhere.
 
-Exit codes: 0 done; 1 it could not be done (the line says what to do); 2 the command line or the app is wrong.
+Exit codes: 0 done; 1 it could not be done, or (`status`) not all is well, and the line says what to do; 2 the command
+line, a setting or the app is wrong; 130 interrupted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -16,13 +20,16 @@ from rich.table import Table
 from ..actors.errors import AtollError
 from ..actors.settings import Settings
 from .loading import AppImportError, load_app
-from .starting import StartRefused, start_app, stop_app
+from .starting import look, start_app, stop_app
 
 app = typer.Typer(
     help="Atoll: durable entities on Ray.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-console = Console()
+console = Console(highlight=False)
 errors = Console(stderr=True)
+
+TABLE_WIDTH = 400
+"""A table takes what it needs and is never cut: addresses are there to be copied."""
 
 AppPath = Annotated[str, typer.Argument(help="module:app, as uvicorn takes it", metavar="APP")]
 AppName = Annotated[str, typer.Argument(help="the app's name, as in atoll.App(name)", metavar="NAME")]
@@ -34,8 +41,37 @@ AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
-    errors.print(f"atoll: {message}", style="red", highlight=False, soft_wrap=True, markup=False)
+    line = " ".join(message.split())  # one line, whatever an app's own error says
+    errors.print(f"atoll: {line}", style="red", highlight=False, soft_wrap=True, markup=False)
     raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Whatever can be expected to go wrong becomes one line and an exit code."""
+    try:
+        yield
+    except AppImportError as error:
+        fail(str(error), 2)
+    except (AtollError, OSError) as error:
+        fail(str(error))
+    except ValueError as error:
+        fail(str(error), 2)
+    except KeyboardInterrupt:
+        fail("interrupted: what had been begun was undone", 130)
+
+
+def show(table: Table) -> None:
+    console.print(table, width=TABLE_WIDTH, crop=False, no_wrap=True, soft_wrap=False)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    asks_version: Annotated[bool, typer.Option("--version", help="print the version", is_eager=True)] = False,
+) -> None:
+    if asks_version:
+        console.print(f"atoll {version('atoll')}")
+        raise typer.Exit
 
 
 @app.command()
@@ -44,13 +80,15 @@ def start(
     app_dir: AppDir = ".",
     store: Annotated[str | None, typer.Option(help="store URL; default ATOLL_STORE, else ./atoll-data/NAME")] = None,
     address: Address = None,
-    port: Annotated[int, typer.Option(help="of the first host, the others take the next ones; 0: any")] = 0,
+    port: Annotated[
+        int, typer.Option(help="of the first host, the others take the next ones; 0: any", min=0, max=65_535)
+    ] = 0,
     ship: Annotated[bool, typer.Option("--ship", help="upload --app-dir to the nodes")] = False,
-    timeout: Annotated[float, typer.Option(help="seconds until every shard must be served")] = 60.0,
+    timeout: Annotated[float, typer.Option(help="seconds until every shard must be served", min=1.0)] = 60.0,
     as_json: AsJson = False,
 ) -> None:
     """Start an app on a Ray cluster. Returns when every shard is served, or undoes itself."""
-    try:
+    with told_in_one_line():
         started = start_app(
             app_path,
             app_dir=app_dir,
@@ -61,76 +99,82 @@ def start(
             timeout_s=timeout,
             environment=os.environ,
         )
-    except AppImportError as error:
-        fail(str(error), 2)
-    except (AtollError, StartRefused, ValueError, OSError) as error:
-        fail(str(error))
     if as_json:
         console.print_json(json.dumps(started))
-    else:
-        console.print(
-            f"{started['app']} is up: {started['shards']} shards on {len(started['hosts'])} hosts", style="green"
-        )
-        console.print(f"  from inside Ray   atoll.connect({started['app']!r})", highlight=False)
-        console.print(f"  from anywhere     atoll.connect({started['url']!r})", highlight=False, soft_wrap=True)
-        console.print(f"  token file        {started['token_file']}", highlight=False, soft_wrap=True)
+        return
+    console.print(f"{started['app']} is up: {started['shards']} shards on {len(started['hosts'])} hosts", style="green")
+    console.print(f"  from inside Ray   atoll.connect({started['app']!r})")
+    console.print(f"  from anywhere     atoll.connect({started['url']!r})", soft_wrap=True)
+    console.print(f"  token file        {started['token_file']}", soft_wrap=True)
 
 
 @app.command()
-def status(name: AppName, address: Address = None, as_json: AsJson = False) -> None:
-    """Show an app's hosts, leases and shards."""
-    from . import ray_status  # noqa: PLC0415 - imports Ray, which takes a second
-
-    try:
-        found = ray_status.status(name, address)
-    except AtollError as error:
-        fail(str(error))
+def status(
+    name: Annotated[str | None, typer.Argument(help="the app's name; without it: which apps run")] = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show an app's hosts, leases and shards, or without a name the apps that run."""
+    with told_in_one_line():
+        found = look(name, address)
     if as_json:
         console.print_json(json.dumps(found))
-        return
-    table = Table(title=f"{name}: {found['served']} of {found['shards']} shards served")
-    for column in ("host", "address", "node", "state", "shards", "entities", "lease", "clients"):
-        table.add_column(column)
+    elif name is None:
+        console.print("\n".join(found["apps"]) or "no app runs in this Ray cluster")
+    else:
+        _show_status(found)
+    if name is not None:
+        _fail_unless_well(found)
+
+
+def _show_status(found: dict[str, Any]) -> None:
+    table = Table(title=f"{found['app']}: {found['served']} of {found['shards']} shards served", title_justify="left")
+    for column in ("host", "address", "state", "shards", "entities", "lease", "clients", "pid", "node"):
+        table.add_column(column, no_wrap=True)
     for host in found["hosts"]:
         table.add_row(
-            *(str(host[key]) for key in ("incarnation", "address", "node", "state", "shards", "entities")),
+            *(str(host[key]) for key in ("incarnation", "address", "state", "shards", "entities")),
             "valid" if host["lease_valid"] else "lapsed",
             str(host["connections"]),
+            str(host.get("pid", "?")),
+            host["node"][:12],
         )
-    console.print(table)
-    console.print(f"{found['url']}   token file {found['token_file']}", highlight=False, soft_wrap=True)
+    show(table)
+    console.print(f"connect     {found['url']}", soft_wrap=True)
+    console.print(f"token file  {found['token_file']}", soft_wrap=True)
+
+
+def _fail_unless_well(found: dict[str, Any]) -> None:
     if found["problem"]:
         fail(found["problem"])
+    if not found["coordinator"]:
+        fail("the coordinator does not answer: Ray restarts it; what is placed goes on meanwhile")
+    if found["served"] != found["shards"]:
+        fail(f"{found['shards'] - found['served']} of {found['shards']} shards are not served right now: look again")
 
 
 @app.command()
 def stop(name: AppName, address: Address = None) -> None:
     """Stop an app: its hosts give their shards back and end; the store stays."""
-    try:
+    with told_in_one_line():
         released = stop_app(name, address)
-    except AtollError as error:
-        fail(str(error))
     console.print(
-        f"{name} is stopped" + ("" if released else " (some shards were not released: the next start recovers)")
+        f"{name} is stopped" + ("" if released else " (some shards were not given back: the next start recovers them)")
     )
 
 
 @app.command()
 def config(app_path: Annotated[str | None, typer.Argument(metavar="[APP]")] = None, app_dir: AppDir = ".") -> None:
     """Print every setting, its value and where that came from."""
-    asked: Any = {}
-    try:
-        if app_path is not None:
-            asked = load_app(app_path, app_dir).settings_asked
+    with told_in_one_line():
+        asked = {} if app_path is None else load_app(app_path, app_dir).settings_asked
         settings, sources = Settings.load(asked, os.environ)
-    except (AppImportError, ValueError) as error:
-        fail(str(error), 2)
     table = Table()
     for column in ("setting", "value", "source"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for field in settings.__struct_fields__:
         table.add_row(field, str(getattr(settings, field)), sources[field])
-    console.print(table)
+    show(table)
 
 
 def main() -> None:

@@ -24,6 +24,8 @@ from .wire import Welcome
 log = logging.getLogger("atoll.coordinator")
 
 PROBE_TIMEOUT_S = 0.5
+GATHER_S = 5.0
+"""How long the first living host waits for the others: they start within a second or two of each other."""
 
 
 class Coordination:
@@ -38,15 +40,16 @@ class Coordination:
         token: Token,
         hosts_wanted: int = 1,
     ) -> None:
-        """`hosts_wanted`: nothing is placed for the first time before so many are live, so that the first ones do not
-        take everything."""
+        """`hosts_wanted`: while no living host has any shard, nothing is placed before so many are live (or
+        `GATHER_S` are over), so that the first ones of a starting cluster do not take everything."""
         self._app_name = app_name
         self._store = store
         self._settings = settings
         self._world = world
         self._network = network
         self._token = token
-        self._hosts_wanted = hosts_wanted
+        self.hosts_wanted = hosts_wanted
+        self._gathering_since: float | None = None
         self._coordinator = Coordinator(settings.lease_s, reads_gap_max_s=settings.lease_s / 2)
         self.placing = True
         """False: shards that are given back stay free (the app is being stopped)."""
@@ -100,9 +103,16 @@ class Coordination:
                     self._links[incarnation].send(Poke())
 
     def _may_place(self, hosts: Sequence[HostRow], shards: Sequence[ShardRow]) -> bool:
-        if any(row.epoch for row in shards):
+        live = {host.incarnation for host in hosts if host.state is HostState.LIVE}
+        if len(live) >= self.hosts_wanted or any(row.owner in live or row.assigned in live for row in shards):
+            self._gathering_since = None
             return True
-        return sum(host.state is HostState.LIVE for host in hosts) >= self._hosts_wanted
+        if not live:
+            return False
+        now = self._world.monotonic()
+        if self._gathering_since is None:
+            self._gathering_since = now
+        return now - self._gathering_since > GATHER_S
 
     # ---- connections: the fast sign, and the proof -----------------------------------------------------------------
 

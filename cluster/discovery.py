@@ -10,10 +10,16 @@ from ..actors.errors import Unavailable
 from . import ray_adapter
 from .ray_adapter import RayProblem
 
+HOST_ANSWER_S = 2.0
+
 
 class FoundHosts(msgspec.Struct, frozen=True):
     addresses: Sequence[str]
     token_file: str
+
+
+def coordinator_name(app_name: str) -> str:
+    return f"{app_name}/coordinator"
 
 
 def host_prefix(app_name: str) -> str:
@@ -28,17 +34,10 @@ async def find_hosts(app_name: str) -> FoundHosts:
 
 
 def _find(app_name: str) -> FoundHosts:
-    addresses, token_file = [], ""
-    for name in ray_adapter.names(host_prefix(app_name)):
-        handle = ray_adapter.find(name)
-        if handle is None:
-            continue
-        try:
-            info = ray_adapter.ask(handle, "info", timeout_s=2.0)
-        except RayProblem:
-            continue  # dying, or on a node that Ray has not yet given up
-        addresses.append(info["address"])
-        token_file = info["token_file"]
-    if not addresses:
+    handles = [ray_adapter.find(name) for name in ray_adapter.names(host_prefix(app_name))]
+    answers = ray_adapter.ask_all([handle for handle in handles if handle is not None], "info", timeout_s=HOST_ANSWER_S)
+    # one that does not answer is still starting, dying, stopped, or on a node that Ray has not yet given up
+    hosts = [answer for answer in answers if not isinstance(answer, RayProblem)]
+    if not hosts:
         raise Unavailable(f"no host of {app_name!r} is found in this Ray cluster: start it with `atoll start`")
-    return FoundHosts(addresses, token_file)
+    return FoundHosts([host["address"] for host in hosts], hosts[0]["token_file"])

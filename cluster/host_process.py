@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -48,6 +48,8 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, Any] = {}
     """What `atoll start` resolved: every host of an app runs with the same settings."""
     token_file: str
+    log_level: str = "INFO"
+    """Of the logger `atoll`, in a Ray actor; a plain process takes ATOLL_LOG itself."""
     bind: str = "127.0.0.1"
     port: int = 0
     node: str = ""
@@ -55,15 +57,21 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 def undo_niceness() -> None:
     """Ray starts its workers at nice 15, behind everything else on the machine. Take back what we may: all of it with
-    the right to, else down to what RLIMIT_NICE allows. (`RAY_worker_niceness=0` before `ray start` avoids it.)"""
-    for nice in range(os.nice(0)):
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, nice)
-            return
+    the right to, else down to what RLIMIT_NICE allows. (`RAY_worker_niceness=0` before `ray start` avoids it.)
+
+    On Linux each thread has a value of its own, which the threads that it starts inherit: all there are must be set.
+    """
+    threads = [int(task.name) for task in Path("/proc/self/task").iterdir()] if sys.platform == "linux" else [0]
+    for thread in threads:
+        for nice in range(os.getpriority(os.PRIO_PROCESS, thread) if thread else os.nice(0)):
+            with contextlib.suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, thread, nice)
+                break
 
 
-async def run_host(spec: HostSpec, ready: Callable[[RunningHost], None]) -> str:
-    """Be a host until that ends; return the reason. `ready` is called once it serves."""
+async def run_host(spec: HostSpec, ready: Callable[[RunningHost], None]) -> NoReturn:
+    """Be a host until that ends, and the process with it. `ready` is called once it serves; what goes wrong before that
+    is raised, with nothing left behind."""
     undo_niceness()
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.freeze()  # what was imported so far lives for ever: keep it out of the collector's rounds
@@ -92,7 +100,11 @@ async def run_host(spec: HostSpec, ready: Callable[[RunningHost], None]) -> str:
         keep_lease_on_thread(running.host)
         log.info("host %d serves at %s", running.incarnation, running.address)
         ready(running)
-        return await running.host.ended
+        reason = await running.host.ended
+        # A fenced host runs nothing any more, not even its cleanup, and no task that would meet a closed store.
+        sys.stderr.write(f"host {running.incarnation} ended: {reason}\n")
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def run_loop(main: Any) -> Any:
@@ -109,10 +121,7 @@ def main() -> None:
     def ready(running: RunningHost) -> None:
         print(json.dumps({"incarnation": running.incarnation, "address": running.address}), flush=True)  # noqa: T201
 
-    reason = run_loop(run_host(spec, ready))
-    sys.stderr.write(f"host ended: {reason}\n")
-    sys.stderr.flush()
-    os._exit(1)  # a fenced host runs nothing any more, not even its cleanup
+    run_loop(run_host(spec, ready))
 
 
 if __name__ == "__main__":

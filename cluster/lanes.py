@@ -16,23 +16,22 @@ import asyncio
 from collections import deque
 from typing import Any
 
+import msgspec
+
 from ..actors.calls import Request
 from ..sharding.messages import Answer, Call
 
 
-class Outgoing:
+class Outgoing(msgspec.Struct, eq=False):
     """A command from its call to its answer."""
 
-    __slots__ = ("attempts", "deadline", "done", "number", "outstanding", "request")
-
-    def __init__(self, request: Request, deadline: float, done: asyncio.Future[Answer]) -> None:
-        self.request = request
-        self.deadline = deadline
-        self.done = done
-        self.number = 0
-        self.attempts = 0
-        self.outstanding = 0
-        """Sendings that were neither answered nor bounced: while there is one, it may run."""
+    request: Request
+    deadline: float
+    done: asyncio.Future[Answer]
+    number: int = 0
+    attempts: int = 0
+    outstanding: int = 0
+    """Sendings that were neither answered nor bounced: while there is one, it may run."""
 
 
 class Lane:
@@ -43,7 +42,8 @@ class Lane:
         self.next_number = 1
         self.floor = 1
         self.unanswered: dict[int, Outgoing] = {}
-        self._by_entity: dict[tuple[str, str], deque[int]] = {}
+        self._by_entity: dict[tuple[str, str], list[int]] = {}
+        """The unanswered numbers per entity, in order. Lists: most hold one number, and a deque costs six times that."""
         self.backlog: deque[Outgoing] = deque()
         """Offered, waiting for room in the window."""
         self.link: Any = None
@@ -52,23 +52,25 @@ class Lane:
         self.retries = 0
         """In a row, for the backoff."""
 
-    def room(self, out: Outgoing, width: int, mailbox_max: int) -> bool:
-        if self.next_number >= self.floor + width:
-            return False
-        queued = self._by_entity.get((out.request.kind, out.request.id))
-        return queued is None or len(queued) < mailbox_max
-
-    def enter(self, out: Outgoing) -> None:
-        """Give it its number."""
-        out.number = self.next_number
-        self.next_number += 1
-        self.unanswered[out.number] = out
+    def enter(self, out: Outgoing, width: int, mailbox_max: int) -> int | None:
+        """Give it its number, and return its `prev` (0 for none). None: there is no room for it yet."""
+        number = self.next_number
+        if number >= self.floor + width:
+            return None
+        prev = 0
         key = (out.request.kind, out.request.id)
         queued = self._by_entity.get(key)
         if queued is None:
-            self._by_entity[key] = deque((out.number,))
+            self._by_entity[key] = [number]
+        elif len(queued) < mailbox_max:
+            prev = queued[-1]
+            queued.append(number)
         else:
-            queued.append(out.number)
+            return None
+        out.number = number
+        self.next_number = number + 1
+        self.unanswered[number] = out
+        return prev
 
     def call(self, out: Outgoing, now: float, prev: int) -> Call:
         """The envelope of its next attempt."""
@@ -90,11 +92,6 @@ class Lane:
             request.command_id,
         )
 
-    def newest_before(self, out: Outgoing) -> int:
-        """`prev` of the command that entered last."""
-        queued = self._by_entity[out.request.kind, out.request.id]
-        return queued[-2] if len(queued) > 1 else 0
-
     def again(self, now: float) -> list[Call]:
         """Everything unanswered, in order, for another attempt."""
         newest: dict[tuple[str, str], int] = {}
@@ -112,10 +109,7 @@ class Lane:
             return None
         key = (out.request.kind, out.request.id)
         queued = self._by_entity[key]
-        if queued[0] == number:
-            queued.popleft()
-        else:
-            queued.remove(number)
+        queued.remove(number)  # nearly always the first
         if not queued:
             del self._by_entity[key]
         while self.floor < self.next_number and self.floor not in self.unanswered:

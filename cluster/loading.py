@@ -32,12 +32,15 @@ def load_app(path: str, app_dir: str | None = None) -> App:
                 f"no module {module_name!r} in {app_dir or 'the Python path'}: give its folder with --app-dir"
             ) from None
         raise AppImportError(f"{module_name} needs {error.name!r}, which is not installed: install it") from None
-    except Exception as error:
-        raise AppImportError(f"{module_name} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # a module that ends the process would end us without a word
+        raise AppImportError(
+            f"{module_name} cannot be imported: {type(error).__name__}: {error}; it must import without an error "
+            f"(try: python -c 'import {module_name}')"
+        ) from error
     target: object = module
     for name in attribute.split("."):
         target = getattr(target, name, None)
     if not isinstance(target, App):
         found = "there is none" if target is None else f"it is a {type(target).__name__}"
-        raise AppImportError(f"{path}: {attribute} must be an atoll.App, {found}")
+        raise AppImportError(f"{path}: {attribute} must be an atoll.App, {found}; write {module_name}:NAME of your App")
     return target

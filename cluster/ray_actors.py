@@ -8,8 +8,11 @@ on a thread with a loop of its own, so that Ray's calls and the data plane do no
 from __future__ import annotations
 
 import asyncio
+import errno
+import itertools
 import logging
 import os
+import secrets
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -21,11 +24,11 @@ import ray
 from ..actors.errors import AtollError
 from ..actors.settings import Settings
 from ..persistence.open import open_store
-from ..persistence.spi import HostRow, HostState, ShardState
+from ..persistence.spi import HostState, Store
 from . import ray_adapter
 from .coordination import Coordination
 from .discovery import host_prefix
-from .host_process import HostSpec, run_host, run_loop
+from .host_process import HostSpec, run_host, run_loop, undo_niceness
 from .hosting import RunningHost
 from .network import TcpNetwork
 from .system import SystemWorld
@@ -36,10 +39,7 @@ log = logging.getLogger("atoll")
 NODES_LOOK_S = 1.0
 """How often the coordinator asks Ray for nodes (0.5 ms a time; there is no public way to subscribe)."""
 HOST_START_TIMEOUT_S = 60.0
-
-
-def coordinator_name(app_name: str) -> str:
-    return f"{app_name}/coordinator"
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +56,14 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     """Of the first host; the others take the next ones. 0: any free ones."""
     hosts_wanted: int
+    log_level: str
+    """Of the logger `atoll` in every process of the app."""
+
+
+def _log_to_ray(level: str) -> None:
+    """Log to standard error, which Ray writes to the worker's file in its session's log folder."""
+    logging.basicConfig(format=LOG_FORMAT)
+    log.setLevel(level)
 
 
 class _OwnLoop:
@@ -94,12 +102,13 @@ class HostActor:
     """One host. Its constructor returns once it serves."""
 
     def __init__(self, spec_json: bytes) -> None:
-        logging.basicConfig(level=os.environ.get("ATOLL_LOG", "INFO"))
         self._spec = msgspec.json.decode(spec_json, type=HostSpec)
+        _log_to_ray(self._spec.log_level)
         self._own = _OwnLoop("atoll-host")
         self._ready: Future[RunningHost] = Future()
         self._own.run(self._main())
         self._running = self._ready.result(timeout=HOST_START_TIMEOUT_S)
+        self._shards_in_all = msgspec.convert(self._spec.settings, Settings).shards
 
     async def _main(self) -> str:
         try:
@@ -107,9 +116,14 @@ class HostActor:
         except BaseException as error:
             if self._ready.done():
                 raise
-            self._ready.set_exception(error)
+            self._ready.set_exception(self._explained(error))
             await asyncio.Event().wait()  # the constructor reports it; Ray then ends the process
             raise
+
+    def _explained(self, error: BaseException) -> BaseException:
+        if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+            return OSError(f"port {self._spec.port} is in use: choose another one with --port, or leave it to any")
+        return error
 
     def info(self) -> dict[str, Any]:
         """Where clients find it."""
@@ -127,6 +141,7 @@ class HostActor:
         return {
             **self.info(),
             "shards": len(host.shards),
+            "shards_in_all": self._shards_in_all,
             "entities": sum(len(shard.residents) for shard in list(host.shards.values())),
             "lease_valid": host.lease.valid(),
             "connections": self._running.server.connections,
@@ -146,23 +161,47 @@ class CoordinatorActor:
     """See the module. Everything it needs to go on after a restart is in the store."""
 
     def __init__(self, spec_json: bytes) -> None:
-        logging.basicConfig(level=os.environ.get("ATOLL_LOG", "INFO"))
         self._spec = msgspec.json.decode(spec_json, type=ClusterSpec)
+        _log_to_ray(self._spec.log_level)
         self._stopping = False
         self._problem = ""
-        self._starting: dict[str, Any] = {}
-        """Node -> handle of a host under way there."""
-        self._ports = 0
+        self._store: Store | None = None
+        self._coordination: Coordination | None = None
+        self._starting: dict[str, asyncio.Task[None]] = {}
+        """Node -> the start of a host that is under way there."""
+        self._ports: dict[str, int] = {}
+        """Node -> the port that its host was given, when ports are asked for."""
+        self._creating = asyncio.Lock()
         self._own = _OwnLoop("atoll-coordinator")
         self._own.run(self._main())
 
     async def _main(self) -> str:
+        undo_niceness()
+        while True:
+            try:
+                store, coordination = await self._opened()
+                break
+            except (AtollError, OSError) as error:
+                self._problem = f"the coordinator does not start: {error}"
+                log.warning("%s", self._problem)
+                await asyncio.sleep(NODES_LOOK_S)
+        self._problem = ""
+        self._store, self._coordination = store, coordination
+        coordination.placing = not self._stopping
+        deciding = asyncio.create_task(coordination.run())
+        hosting = asyncio.create_task(self._keep_hosts(store, coordination))
+        await asyncio.wait([deciding, hosting], return_when=asyncio.FIRST_COMPLETED)
+        for task in (deciding, hosting):
+            if task.done():
+                task.result()
+        return "its work ended"
+
+    async def _opened(self) -> tuple[Store, Coordination]:
         spec = self._spec
         settings = msgspec.convert(spec.settings, Settings)
         store = open_store(spec.store)
         await store.open(spec.app_name, settings.shards)
-        self._store = store
-        self._coordination = Coordination(
+        coordination = Coordination(
             spec.app_name,
             store=store,
             settings=settings,
@@ -171,55 +210,38 @@ class CoordinatorActor:
             token=read_token_file(Path(spec.token_file)),
             hosts_wanted=spec.hosts_wanted,
         )
-        deciding = asyncio.create_task(self._coordination.run())
-        hosting = asyncio.create_task(self._keep_hosts())
-        await asyncio.wait([deciding, hosting], return_when=asyncio.FIRST_COMPLETED)
-        for task in (deciding, hosting):
-            if task.done():
-                task.result()
-        return "its work ended"
+        return store, coordination
 
-    async def _keep_hosts(self) -> None:
-        """One host on every node that Ray lists: made when there is none, made anew when it is gone."""
+    # ---- hosts: one on every node that Ray lists, made when there is none, made anew when it is gone ----------------
+
+    async def _keep_hosts(self, store: Store, coordination: Coordination) -> None:
         while True:
             try:
-                if not self._stopping:
-                    await self._look_at_nodes()
+                await self._look_at_nodes(store, coordination)
             except AtollError as error:
                 log.warning("hosts are looked after later: %s", error)
             await asyncio.sleep(NODES_LOOK_S)
 
-    async def _look_at_nodes(self) -> None:
+    async def _look_at_nodes(self, store: Store, coordination: Coordination) -> None:
         nodes = await ray_adapter.on_thread(ray_adapter.nodes)
-        served = {host.node for host in await self._store.hosts() if host.state is HostState.LIVE}
+        coordination.hosts_wanted = min(self._spec.hosts_wanted, len(nodes))
+        served = {host.node for host in await store.hosts() if host.state is HostState.LIVE}
+        for gone in self._ports.keys() - served - self._starting.keys():
+            del self._ports[gone]
         for node in nodes:
-            if node.id in served or node.id in self._starting or self._stopping:
-                continue
-            self._starting[node.id] = asyncio.create_task(self._start_host(node))
+            if not self._stopping and node.id not in served and node.id not in self._starting:
+                self._starting[node.id] = asyncio.create_task(self._start_host(node, coordination))
 
-    async def _start_host(self, node: ray_adapter.Node) -> None:
-        spec = self._spec
-        offset, self._ports = self._ports, self._ports + 1
-        host_spec = HostSpec(
-            app=spec.app,
-            app_dir="." if spec.ship else spec.app_dir,
-            store=spec.store,
-            settings=spec.settings,
-            token_file=spec.token_file,
-            bind=node.address,
-            port=spec.port + offset if spec.port else 0,
-            node=node.id,
-        )
-        name = f"{host_prefix(spec.app_name)}{node.id[:12]}/{os.getpid()}-{offset}"
+    async def _start_host(self, node: ray_adapter.Node, coordination: Coordination) -> None:
         try:
-            handle = await ray_adapter.on_thread(
-                lambda: ray_adapter.create(HostActor, name, msgspec.json.encode(host_spec), node=node.id, restarts=0)
-            )
+            handle = await self._create_host(node)
+            if handle is None:
+                return
             await ray_adapter.on_thread(
                 lambda: ray_adapter.ask(handle, "info", timeout_s=HOST_START_TIMEOUT_S), HOST_START_TIMEOUT_S + 5
             )
             self._problem = ""
-            self._coordination.poke()
+            coordination.poke()
         except AtollError as error:
             self._problem = f"the host on node {node.hostname} ({node.address}) does not start: {error}"
             log.warning("%s", self._problem)
@@ -227,34 +249,70 @@ class CoordinatorActor:
         finally:
             del self._starting[node.id]
 
+    async def _create_host(self, node: ray_adapter.Node) -> Any:
+        """The handle of a new host's Ray actor, None when the app is being stopped. Whatever Ray actor of ours is left
+        on that node is ended first: one that was condemned but was stopped, one that a dead coordinator had begun."""
+        async with self._creating:  # so that `stop` can wait for what is under way
+            if self._stopping:
+                return None
+            prefix = f"{host_prefix(self._spec.app_name)}{node.id[:12]}/"
+            name = f"{prefix}{secrets.token_hex(4)}"
+            spec_json = msgspec.json.encode(self._host_spec(node))
+
+            def create() -> Any:
+                ray_adapter.kill_all(prefix)
+                return ray_adapter.create(HostActor, name, spec_json, node=node.id, restarts=0)
+
+            return await ray_adapter.on_thread(create)
+
+    def _host_spec(self, node: ray_adapter.Node) -> HostSpec:
+        spec = self._spec
+        port = 0
+        if spec.port:
+            taken = {port for at, port in self._ports.items() if at != node.id}
+            port = self._ports[node.id] = next(port for port in itertools.count(spec.port) if port not in taken)
+        return HostSpec(
+            app=spec.app,
+            app_dir="." if spec.ship else spec.app_dir,
+            store=spec.store,
+            settings=spec.settings,
+            token_file=spec.token_file,
+            log_level=spec.log_level,
+            bind=node.address,
+            port=port,
+            node=node.id,
+        )
+
+    # ---- asked through Ray -----------------------------------------------------------------------------------------
+
     def problem(self) -> str:
-        """Why a host does not start, empty when all do."""
+        """Why the app is not up, empty when nothing is known to be wrong."""
         return self._problem
 
-    def ownership(self) -> dict[str, Any]:
-        """Hosts and shards as the store has them now."""
-        return dict(self._own.ask(self._ownership()).result())
+    def ownership(self) -> dict[str, Any] | None:
+        """Living hosts and shards as the store has them now; None while the store is not opened yet."""
+        return self._own.ask(self._ownership()).result()
 
-    async def _ownership(self) -> dict[str, Any]:
-        hosts: list[HostRow] = await self._store.hosts()
+    async def _ownership(self) -> dict[str, Any] | None:
+        if self._store is None:
+            return None
         shards = await self._store.shards()
         return {
             "shards": len(shards),
-            "owned": sum(row.state is ShardState.OWNED for row in shards),
             "hosts": [
-                {
-                    "incarnation": host.incarnation,
-                    "address": host.address,
-                    "state": str(host.state),
-                    "node": host.node,
-                    "renewals": host.renewals,
-                    "shards": sum(row.owner == host.incarnation for row in shards),
-                }
-                for host in hosts
+                {"incarnation": host.incarnation, "address": host.address, "node": host.node}
+                for host in await self._store.hosts()
+                if host.state is HostState.LIVE
             ],
         }
 
     def stop(self) -> None:
         """Make no more hosts, and give no shard to anybody any more; the process is ended by whoever asked."""
+        self._own.ask(self._stop()).result()
+
+    async def _stop(self) -> None:
         self._stopping = True
-        self._coordination.placing = False
+        if self._coordination is not None:
+            self._coordination.placing = False
+        async with self._creating:
+            pass  # a host that was being made when this was asked has its name by now, and can be ended

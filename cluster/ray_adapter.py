@@ -1,14 +1,18 @@
 """How Ray is asked: nodes, actors, names. With the Ray actors themselves (ray_actors.py) the only door to Ray.
 
-Every call that reaches Ray's GCS blocks while the GCS is down, so each one runs on a thread with a time-out, and none
-stands on a path that must answer commands. What Ray says of nodes and actors is a hint; ownership never rests on it.
+Every call that reaches Ray's GCS blocks while the GCS is down, so a process that must go on asks with `on_thread`, and
+no such call stands on a path that answers commands. What Ray says of nodes and actors is a hint; ownership never rests
+on it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+import os
+import socket
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,11 +27,16 @@ T = TypeVar("T")
 
 NAMESPACE = "atoll"
 GCS_TIMEOUT_S = 5.0
+GCS_DIAL_TIMEOUT_S = 3.0
 HEAD_RESOURCE = "node:__internal_head__"
 
 
 class RayProblem(AtollError):
     """Ray cannot do what is asked; the message says what to do."""
+
+
+class NameTaken(RayProblem):
+    """A living Ray actor has this name already."""
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -48,9 +57,12 @@ def connect(address: str | None, ship: str | None = None) -> None:
     """
     if ray.is_initialized():
         return
+    named = address or os.environ.get("RAY_ADDRESS") or "auto"
+    if named != "auto":
+        _look_for_gcs(named)
     try:
         ray.init(
-            address=address or "auto",
+            address=named,
             namespace=NAMESPACE,
             log_to_driver=False,
             logging_level=logging.ERROR,
@@ -58,11 +70,26 @@ def connect(address: str | None, ship: str | None = None) -> None:
             runtime_env={"working_dir": ship} if ship else None,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        where = f"at {address}" if address else "on this machine"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RayProblem(
-            f"no Ray cluster {where}: start one with `ray start --head`, or name it with --address ({reason})"
-        ) from None
+        raise _no_cluster(None if named == "auto" else named, reason) from None
+
+
+def _look_for_gcs(address: str) -> None:
+    """Does anything listen there at all? Ray itself would try for 40 seconds, and talk about it on standard error."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "/" in address or not port.isdecimal():
+        raise RayProblem(f"{address!r} is not the address of a Ray cluster: write host:port, as `ray start` printed it")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), GCS_DIAL_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, getattr(error, "strerror", None) or str(error)) from None
+
+
+def _no_cluster(address: str | None, reason: str) -> RayProblem:
+    where = f"at {address}" if address else "on this machine"
+    return RayProblem(
+        f"no Ray cluster {where}: start one with `ray start --head`, or name it with RAY_ADDRESS or --address ({reason})"
+    )
 
 
 def disconnect() -> None:
@@ -104,7 +131,7 @@ def find(name: str) -> Any | None:
 
 def create(actor_class: Any, name: str, *args: Any, node: str | None, restarts: int, concurrency: int = 16) -> Any:
     """Create a detached Ray actor. `node`: the only node it may run on; None: the head node, because a coordinator
-    anywhere else would be missed for as long as Ray needs to notice that its node died."""
+    anywhere else would be missed for as long as Ray needs to notice that its node died. Raises `NameTaken`."""
     options: dict[str, Any] = {
         "name": name,
         "namespace": NAMESPACE,
@@ -117,21 +144,46 @@ def create(actor_class: Any, name: str, *args: Any, node: str | None, restarts: 
         options["resources"] = {HEAD_RESOURCE: 0.001}
     else:
         options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-    return actor_class.options(**options).remote(*args)
+    try:
+        return actor_class.options(**options).remote(*args)
+    except ValueError as error:
+        if "already" not in str(error):
+            raise
+        raise NameTaken(f"there is a Ray actor {name!r} already") from None
 
 
 def ask(handle: Any, method: str, *args: Any, timeout_s: float = GCS_TIMEOUT_S) -> Any:
     """Call a method of a Ray actor and wait. Raises `RayProblem` when it is dead or does not answer in time."""
+    (answer,) = ask_all([handle], method, *args, timeout_s=timeout_s)
+    if isinstance(answer, RayProblem):
+        raise answer
+    return answer
+
+
+def ask_all(handles: Sequence[Any], method: str, *args: Any, timeout_s: float = GCS_TIMEOUT_S) -> list[Any]:
+    """Call a method of several Ray actors at once. In the place of each one that is dead or does not answer in time
+    stands a `RayProblem`."""
+    asked = [getattr(handle, method).remote(*args) for handle in handles]
+    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
+    ready = set(answered)
+    return [
+        _answer(one) if one in ready else RayProblem(f"no answer to {method!r} within {timeout_s:g} s") for one in asked
+    ]
+
+
+def _answer(asked: Any) -> Any:
     try:
-        return ray.get(getattr(handle, method).remote(*args), timeout=timeout_s)
-    except ray.exceptions.GetTimeoutError:
-        raise RayProblem(f"{method}: no answer within {timeout_s:g} s") from None
+        return ray.get(asked)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
-        raise RayProblem(f"{method}: {type(cause).__name__}: {cause}") from None
+        return RayProblem(_one_line(f"{type(cause).__name__}: {cause}"))
     except ray.exceptions.RayError as error:
         # of an actor whose constructor failed Ray gives the whole traceback: its last line is the reason
-        raise RayProblem(f"{method}: {str(error).strip().splitlines()[-1]}") from None
+        return RayProblem(str(error).strip().splitlines()[-1].strip())
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def kill(handle: Any) -> None:
@@ -139,11 +191,37 @@ def kill(handle: Any) -> None:
     ray.kill(handle, no_restart=True)
 
 
+def kill_all(prefix: str) -> int:
+    """End every Ray actor of ours whose name begins with `prefix`; return how many there were."""
+    handles = [handle for name in names(prefix) if (handle := find(name)) is not None]
+    for handle in handles:
+        kill(handle)
+    return len(handles)
+
+
 async def on_thread(work: Callable[[], T], timeout_s: float = GCS_TIMEOUT_S) -> T:
-    """Run a blocking question to Ray beside the loop. Raises `RayProblem` after the time-out; the thread is left to
-    end by itself, since nothing can interrupt a call into a GCS that is down."""
+    """Ask Ray something beside the loop. Raises `RayProblem` after the time-out, or when Ray fails; the thread is left
+    to end by itself, since nothing can interrupt a call into a GCS that is down, and it keeps no process alive."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def settle(settling: Callable[[Any], None], outcome: Any) -> None:
+        if not done.done():
+            settling(outcome)
+
+    def run() -> None:
+        try:
+            settled: tuple[Callable[[Any], None], Any] = (done.set_result, work())
+        except Exception as error:  # noqa: BLE001 - handed to whoever waits
+            settled = (done.set_exception, error)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, *settled)
+
+    threading.Thread(target=run, name="atoll-asks-ray", daemon=True).start()
     try:
         async with asyncio.timeout(timeout_s):
-            return await asyncio.to_thread(work)
+            return await done
     except TimeoutError:
         raise RayProblem(f"Ray did not answer within {timeout_s:g} s: is its head node up?") from None
+    except ray.exceptions.RayError as error:
+        raise RayProblem(_one_line(f"Ray failed: {error}")) from None

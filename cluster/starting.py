@@ -2,17 +2,22 @@
 
 checks (app, store, Ray, not running yet, machines)  ->  token file  ->  coordinator  ->  hosts  ->  every shard served
                                                                any failure: coordinator and hosts are ended again
+
+Nothing is written or started before everything has been checked that can be checked from here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
+import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -24,12 +29,16 @@ from ..persistence.sqlite import SQLiteStore
 from .loading import load_app
 from .token import make_token_file, read_token_file, token_file
 
-LOOK_S = 0.1
+if TYPE_CHECKING:
+    from .ray_adapter import Node
+
+LOOK_S = 0.05
 STOP_TIMEOUT_S = 30.0
+LOG_VARIABLE = "ATOLL_LOG"
 
 
 class StartRefused(AtollError):
-    """The app was not started, and nothing was left behind; the message says what to do."""
+    """The app was not started, and nothing was left running; the message says what to do."""
 
 
 def store_url(app: App, asked: str | None, environment: Mapping[str, str]) -> str:
@@ -48,31 +57,31 @@ def start_app(
     timeout_s: float,
     environment: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Returns the app's name, URL, token file, hosts and shards. Raises `AppImportError`, `StartRefused` or another
-    `AtollError`, `ValueError` for a store or setting that cannot be."""
+    """Returns the app's status (see `ray_status.status`). Raises `AppImportError`, `ValueError` for a store, setting or
+    log level that cannot be, `StartRefused` or another `AtollError`, `OSError` when the store's folder cannot be used."""
     app = load_app(app_path, app_dir)
     settings, _ = Settings.load(app.settings_asked, environment)
+    log_level = _log_level(environment)
     url = store_url(app, store, environment)
     opened = open_store(url)
     if not isinstance(opened, SQLiteStore):
-        raise StartRefused(f"{url} cannot be shared by several processes: use sqlite:PATH")
-    url = f"sqlite:{opened.folder}"
-    asyncio.run(_try_store(url, app, settings))
+        raise ValueError(f"the store {url} cannot be shared by several processes: use sqlite:PATH")
+    folder = opened.folder.absolute()
+    url = f"sqlite:{folder}"
+    if folder.exists():
+        asyncio.run(_try_store(url, app, settings))
 
-    from . import ray_adapter, ray_status  # noqa: PLC0415 - Ray takes a second to import: not before the checks above
-    from .ray_actors import ClusterSpec, CoordinatorActor, coordinator_name  # noqa: PLC0415
+    from . import ray_adapter, ray_status  # noqa: PLC0415 - Ray takes half a second to import: not before these checks
+    from .discovery import coordinator_name  # noqa: PLC0415
+    from .ray_actors import ClusterSpec, CoordinatorActor  # noqa: PLC0415
 
     ray_adapter.connect(address, app_dir if ship else None)
     try:
-        if ray_adapter.find(coordinator_name(app.name)) is not None:
-            raise StartRefused(f"{app.name!r} runs already: see `atoll status {app.name}`, or `atoll stop {app.name}`")
+        if app.name in ray_status.apps():
+            raise StartRefused(_runs_already(app.name))
         nodes = ray_adapter.nodes()
-        machines = sorted({node.hostname for node in nodes})
-        if len(machines) > 1:
-            raise StartRefused(
-                f"SQLite lives on one machine, and this Ray cluster has {len(machines)} ({', '.join(machines)}): "
-                "start it on a cluster of one machine"
-            )
+        refuse_several_machines(nodes)
+        asyncio.run(_try_store(url, app, settings))
         spec = ClusterSpec(
             app=app_path,
             app_name=app.name,
@@ -80,20 +89,45 @@ def start_app(
             ship=ship,
             store=url,
             settings=msgspec.to_builtins(settings),
-            token_file=str(_token_path(opened.folder, environment)),
+            token_file=str(_token_path(folder, environment)),
             port=port,
             hosts_wanted=len(nodes),
+            log_level=log_level,
         )
         try:
             ray_adapter.create(
                 CoordinatorActor, coordinator_name(app.name), msgspec.json.encode(spec), node=None, restarts=-1
             )
             return _wait_until_served(app.name, len(nodes), timeout_s)
+        except ray_adapter.NameTaken:  # another start was faster: what runs is not ours to end
+            raise StartRefused(_runs_already(app.name)) from None
         except BaseException:
-            ray_status.end_all(app.name)
+            with _undisturbed():
+                ray_status.end_all(app.name)
             raise
     finally:
         ray_adapter.disconnect()
+
+
+def refuse_several_machines(nodes: Sequence[Node]) -> None:
+    """SQLite's files are safe among the processes of one machine only."""
+    machines = sorted({node.hostname for node in nodes})
+    if len(machines) > 1:
+        raise StartRefused(
+            f"SQLite lives on one machine, and this Ray cluster has {len(machines)} ({', '.join(machines)}): "
+            "start it on a cluster of one machine"
+        )
+
+
+def _runs_already(app_name: str) -> str:
+    return f"{app_name!r} runs already: see `atoll status {app_name}`, end it with `atoll stop {app_name}`"
+
+
+def _log_level(environment: Mapping[str, str]) -> str:
+    level = environment.get(LOG_VARIABLE, "INFO").upper()
+    if level not in logging.getLevelNamesMapping():
+        raise ValueError(f"{LOG_VARIABLE}={level} is no log level: use DEBUG, INFO, WARNING or ERROR")
+    return level
 
 
 async def _try_store(url: str, app: App, settings: Settings) -> None:
@@ -114,24 +148,36 @@ def _token_path(folder: Path, environment: Mapping[str, str]) -> Path:
 
 
 def _wait_until_served(app_name: str, hosts: int, timeout_s: float) -> dict[str, Any]:
-    from . import ray_status  # noqa: PLC0415 - as above
+    from . import ray_adapter, ray_status  # noqa: PLC0415 - as above
 
     deadline = time.monotonic() + timeout_s
-    found: dict[str, Any] = {}
     problem = "the coordinator does not answer"
     while time.monotonic() < deadline:
-        try:
-            found = ray_status.status(app_name, None)
-        except AtollError as error:
-            problem = str(error)
-        else:
-            if found["problem"]:
-                raise StartRefused(found["problem"])
-            if found["served"] == found["shards"] and len(found["hosts"]) >= hosts:
+        found = ray_status.status(app_name)
+        if found["problem"]:
+            raise StartRefused(found["problem"])
+        if found["coordinator"]:
+            up = sum(host["state"] == "live" for host in found["hosts"])
+            # a node may be lost meanwhile, and Ray may take 15 s to say so
+            if 0 < found["shards"] == found["served"] and up >= min(hosts, len(ray_adapter.nodes())):
                 return found
-            problem = f"{found['served']} of {found['shards']} shards are served by {len(found['hosts'])} hosts"
+            problem = f"{found['served']} of {found['shards']} shards are served by {up} hosts"
         time.sleep(LOOK_S)
     raise StartRefused(f"{app_name!r} did not come up within {timeout_s:g} s ({problem}); it was stopped again")
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """A second Ctrl-C must not stop the undoing half way. It takes a second, at most `GONE_TIMEOUT_S`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def stop_app(app_name: str, address: str | None) -> bool:
@@ -141,5 +187,16 @@ def stop_app(app_name: str, address: str | None) -> bool:
     ray_adapter.connect(address)
     try:
         return ray_status.stop(app_name, STOP_TIMEOUT_S)
+    finally:
+        ray_adapter.disconnect()
+
+
+def look(app_name: str | None, address: str | None) -> dict[str, Any]:
+    """The app's status, or without a name `{"apps": [...]}`: those that run."""
+    from . import ray_adapter, ray_status  # noqa: PLC0415 - as above
+
+    ray_adapter.connect(address)
+    try:
+        return {"apps": ray_status.apps()} if app_name is None else ray_status.status(app_name)
     finally:
         ray_adapter.disconnect()

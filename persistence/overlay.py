@@ -117,11 +117,9 @@ class Overlay:
         self.frozen: Dirty | None = None
         self.frozen_position = 0
 
-    def lay(self, record: Record) -> int:
-        """Take in one committed record; return its size in bytes."""
-        size = record_bytes(record)
-        self.dirty.lay(record, size)
-        return size
+    def lay(self, record: Record) -> None:
+        """Take in one committed record."""
+        self.dirty.lay(record, record_bytes(record))
 
     def freeze(self, committed_position: int) -> Dirty:
         """Begin a checkpoint, or begin again the one that stopped half way (its `frozen_position` stays)."""

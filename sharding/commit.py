@@ -31,15 +31,19 @@ class CommitPath:
         incarnation: int,
         settings: Settings,
         world: World,
-        committed: Callable[[int, list[Record]], None],
+        committed: Callable[[int, list[Record], list[int]], None],
     ) -> None:
-        """`committed(n, records)` is called on the loop after row n became durable, before its answers leave."""
+        """`committed(n, records, sizes)` is called on the loop after row n became durable, before its answers leave;
+        `sizes` in bytes, one per record."""
         self._store = store
         self._incarnation = incarnation
         self._settings = settings
         self._world = world
         self._report = committed
-        self._filling: deque[Record] = deque()
+        self._filling: list[Record] = []
+        self._sizes: list[int] = []
+        """Of the records in `_filling`."""
+        self._filling_bytes = 0
         self._answers: deque[tuple[int, Callable[[], None]]] = deque()
         self._wake: asyncio.Event = asyncio.Event()
         self._room: asyncio.Event = asyncio.Event()
@@ -51,9 +55,12 @@ class CommitPath:
 
     def stage(self, record: Record) -> int:
         """Put a record into the next batch; return its ticket."""
+        size = record_bytes(record)
         self._filling.append(record)
+        self._sizes.append(size)
+        self._filling_bytes += size
         self.staged += 1
-        if not self._wake.is_set():
+        if len(self._filling) == 1:
             self._wake.set()
         return self.staged
 
@@ -83,7 +90,7 @@ class CommitPath:
         while True:
             await self._wake.wait()
             await self._room.wait()
-            batch = self._next_batch()
+            batch, sizes = self._next_batch()
             n = self.n + 1
             content = encode_batch(batch, self._incarnation, n)
             # A row that was tried keeps its content for ever: a repeat may find that the first try did arrive.
@@ -92,18 +99,23 @@ class CommitPath:
             self.committed += len(batch)
             if not self._filling:
                 self._wake.clear()
-            self._report(n, batch)
+            self._report(n, batch, sizes)
             answers = self._answers
             while answers and answers[0][0] <= self.committed:
                 answers.popleft()[1]()
 
-    def _next_batch(self) -> list[Record]:
-        filling = self._filling
-        batch: list[Record] = []
-        size = 0
-        while filling and len(batch) < self._settings.batch_commands_max:
-            size += record_bytes(filling[0])
-            if batch and size > self._settings.batch_bytes_max:
-                break
-            batch.append(filling.popleft())
-        return batch
+    def _next_batch(self) -> tuple[list[Record], list[int]]:
+        """Everything that was staged, up to the bounds; at least one record."""
+        batch, sizes = self._filling, self._sizes
+        count = min(len(batch), self._settings.batch_commands_max)
+        if self._filling_bytes > self._settings.batch_bytes_max:
+            size = sizes[0]
+            for fitting in range(1, count):
+                size += sizes[fitting]
+                if size > self._settings.batch_bytes_max:
+                    count = fitting
+                    break
+        self._filling, self._sizes = batch[count:], sizes[count:]
+        del batch[count:], sizes[count:]
+        self._filling_bytes -= sum(sizes)
+        return batch, sizes

@@ -102,7 +102,7 @@ class Host:
             gate=self._gate,
             settings=settings,
             world=world,
-            ready=self._ready,
+            ready=self._turns.ready,
             poked=lambda: self.ownership.poke(),  # noqa: PLW0108 - made below
         )
         self.ownership = Ownership(
@@ -211,8 +211,8 @@ class Host:
         resident.scheduled = False
         self._idle_list.used(resident, self._world.monotonic())
 
-    def _committed(self, n: int, records: list[Record]) -> None:
-        self.upkeep.committed(n, records)
+    def _committed(self, n: int, records: list[Record], sizes: list[int]) -> None:
+        self.upkeep.committed(n, records, sizes)
 
     async def _passivate_idle(self) -> None:
         while True:

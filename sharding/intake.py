@@ -77,34 +77,37 @@ class Intake:
     # ---- messages --------------------------------------------------------------------------------------------------
 
     def received(self, peer: Peer, messages: Sequence[Message]) -> None:
-        if peer.client and self._peers.get(peer.client) is not peer:
+        client = peer.client
+        if client and self._peers.get(client) is not peer:
             return
+        now = self._world.monotonic()
         for message in messages:
-            if type(message) is Call and peer.client:
-                self._call(peer, message)
+            if type(message) is Call and client:
+                self._call(peer, client, message, now)
             elif type(message) is Poke:
                 self._poked()
             elif type(message) is Ping:
                 peer.send(Pong())
 
-    def _call(self, peer: Peer, call: Call) -> None:
+    def _call(self, peer: Peer, client: int, call: Call, now: float) -> None:
         shard = self._shards.get(call.shard)
         if shard is None or shard.phase is not Phase.OPEN:
             self.moved(peer, call)
             return
-        window = shard.window(peer.client)
-        window.raise_floor(call.floor)
+        window = shard.windows.get(client)
+        if window is None:
+            window = shard.window(client)
+        if call.floor > window.floor:
+            window.raise_floor(call.floor)
         verdict = window.admit(call.number, call.prev, self._settings.shard_window)
         if verdict is Verdict.NEW:
-            self._admit(peer, call, shard, window)
+            self._admit(peer, client, call, shard, window, now)
         elif verdict is Verdict.ANSWERED:
             known = window.known(call.number)
-            pending = Pending(call, _NO_HANDLER, peer, window, 0.0)
+            pending = Pending(call, _NO_HANDLER, peer.client, peer, window, 0.0)
             answer = Answer(call.shard, call.number, known.reply.status, known.reply.payload)
-            if known.ticket:
-                self._gate.effect(known.ticket, pending, answer)
-            else:
-                self._gate.read(0, pending, answer)
+            # As a read, whatever it was: a reply without effect needs the lease again, and one with effect loses nothing.
+            self._gate.read(known.ticket, pending, answer)
         elif verdict is Verdict.PENDING:
             window.pending(call.number).peer = peer
         elif verdict is Verdict.OUT_OF_ORDER:
@@ -114,7 +117,9 @@ class Intake:
         else:
             peer.close(f"number {call.number} runs more than {self._settings.shard_window} ahead of its floor")
 
-    def _admit(self, peer: Peer, call: Call, shard: OwnedShard, window: Window[Pending]) -> None:
+    def _admit(
+        self, peer: Peer, client: int, call: Call, shard: OwnedShard, window: Window[Pending], now: float
+    ) -> None:
         kind = self._kinds.get(call.kind)
         handler = kind.handlers.get(call.method) if kind is not None else None
         if kind is None or handler is None:
@@ -137,7 +142,7 @@ class Intake:
             message = f"the mailbox of {call.kind}/{call.id} is full ({self._settings.mailbox_commands_max})"
             peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message.encode()))
             return
-        pending = Pending(call, handler, peer, window, self._world.monotonic() + call.remaining_ms / 1000)
+        pending = Pending(call, handler, client, peer, window, now + call.remaining_ms / 1000)
         window.begin(call.number, pending)
         resident.mailbox.append(pending)
         if not resident.scheduled:
@@ -175,8 +180,8 @@ class Intake:
     def _refuse(self, peer: Peer, call: Call, window: Window[Pending], message: str) -> None:
         """It does not fit and never runs. An answer without effect like any other."""
         reply = RecordedReply(Status.INVALID_COMMAND, message.encode(), 0)
-        window.remember(call.number, reply)
-        pending = Pending(call, _NO_HANDLER, peer, window, 0.0)
+        window.remember(call.number, reply, 0)
+        pending = Pending(call, _NO_HANDLER, peer.client, peer, window, 0.0)
         self._gate.read(0, pending, Answer(call.shard, call.number, reply.status, reply.payload))
 
     def moved(self, peer: Peer, call: Call) -> None:

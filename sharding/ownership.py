@@ -161,9 +161,13 @@ class Ownership:
                 await shard.turns_ended()
                 await self._commits.settled(shard.ticket)
         except TimeoutError:
+            if shard.phase is Phase.CLOSED:
+                return False
             shard.phase = Phase.OPEN
             log.warning("shard %d was not released: a turn ran beyond %s s", number, self._settings.release_deadline_s)
             return False
+        if shard.phase is Phase.CLOSED:
+            return False  # lost meanwhile: what is committed of it stands in our log, for its new owner
         released = await self._upkeep.release(shard)
         self.close(number)
         return released

@@ -75,18 +75,17 @@ class TurnPerformer:
             pending = mailbox[0]
             if pending.handler.is_async:
                 return False
-            if self._must_look_up(resident, pending):
+            if pending.call.command_id and self._must_look_up(resident, pending):
                 return False
             if not turns_left:
                 self._ready(resident)
                 return True
             turns_left -= 1
             mailbox.popleft()
-            if self._wanted(resident, pending):
+            now = self._world.monotonic()
+            if self._wanted(resident, pending, now):
                 call = pending.call
-                turn = Turn(
-                    self._world.wall_ms(), pending.deadline - self._world.monotonic(), call.command_id, call.chain
-                )
+                turn = Turn(self._world.wall_ms(), pending.deadline - now, call.command_id, call.chain)
                 try:
                     result = activation.run(pending.handler, call.arguments, turn)
                 except CorruptRecord as error:
@@ -125,9 +124,10 @@ class TurnPerformer:
             if row is not None:
                 self._repeat(resident, pending, Known(row.reply, 0))
                 return
-        if resident.shard.phase is Phase.CLOSED or not self._wanted(resident, pending):
+        now = self._world.monotonic()
+        if resident.shard.phase is Phase.CLOSED or not self._wanted(resident, pending, now):
             return
-        turn = Turn(self._world.wall_ms(), pending.deadline - self._world.monotonic(), call.command_id, call.chain)
+        turn = Turn(self._world.wall_ms(), pending.deadline - now, call.command_id, call.chain)
         try:
             if pending.handler.is_async:
                 result = await activation.run_async(pending.handler, call.arguments, turn)
@@ -180,7 +180,7 @@ class TurnPerformer:
 
     # ---- before the handler ----------------------------------------------------------------------------------------
 
-    def _wanted(self, resident: Resident, pending: Pending) -> bool:
+    def _wanted(self, resident: Resident, pending: Pending, now: float) -> bool:
         """False: it is dealt with, or given up by its client."""
         call = pending.call
         if call.number < pending.window.floor:
@@ -190,7 +190,7 @@ class TurnPerformer:
             if known is not None:
                 self._repeat(resident, pending, known)
                 return False
-        if self._world.monotonic() >= pending.deadline:
+        if now >= pending.deadline:
             message = b"the deadline passed before the command's turn came; it did not run"
             self._answer(resident, pending, Status.DEADLINE_EXCEEDED, message)
             return False
@@ -212,7 +212,7 @@ class TurnPerformer:
             message = f"command ID {call.command_id!r} was used for other work on this entity: use a new one"
             self._answer(resident, pending, Status.INVALID_COMMAND, message.encode())
             return
-        pending.window.remember(call.number, reply)
+        pending.window.remember(call.number, reply, known.ticket)
         self._gate.read(known.ticket, pending, Answer(call.shard, call.number, reply.status, reply.payload))
 
     # ---- after the handler -----------------------------------------------------------------------------------------
@@ -256,26 +256,39 @@ class TurnPerformer:
             return  # lost while it ran: nothing of it may be staged; the client asks the new owner
         answer = Answer(call.shard, call.number, status, payload)
         if effects is None and not (resident.kind.durable and (call.attempt > 1 or call.command_id)):
-            window.remember(call.number, RecordedReply(status, payload, 0))
+            window.remember(call.number, RecordedReply(status, payload, 0), resident.ticket)
             self._gate.read(resident.ticket, pending, answer)
             return
         digest = call_digest(call.kind, call.id, call.method, call.arguments) if call.command_id else 0
         reply = RecordedReply(status, payload, digest)
-        record = Record(shard.shard, shard.position + 1, call.kind, call.id, time_ms=now_ms or self._world.wall_ms())
-        record.client, record.number, record.floor, record.reply = pending.peer.client, call.number, window.floor, reply
-        record.riders = window.take_riders(self._commits.staged + 1)
-        if status is Status.OK:
-            record.command_id = call.command_id  # a command that failed may be tried again under its ID
+        command_id = call.command_id if status is Status.OK else ""  # one that failed may be tried again under its ID
+        shard.position += 1
+        record = Record(
+            shard.shard,
+            shard.position,
+            call.kind,
+            call.id,
+            0,
+            now_ms or self._world.wall_ms(),
+            None,
+            (),
+            False,
+            pending.client,
+            call.number,
+            window.floor,
+            reply,
+            command_id,
+            window.take_riders(self._commits.staged + 1),
+        )
         if effects is not None:
             assert resident.activation is not None
             record.seq = resident.activation.seq
             record.state, record.events, record.deleted = effects.state, effects.events, effects.deleted
         ticket = self._commits.stage(record)
-        shard.position = record.position
         shard.ticket = ticket
         window.record(call.number, reply, ticket)
-        if record.command_id:
-            shard.named[call.kind, call.id, record.command_id] = Known(reply, ticket)
+        if command_id:
+            shard.named[call.kind, call.id, command_id] = Known(reply, ticket)
         if effects is not None:
             resident.ticket = ticket
             self._gate.effect(ticket, pending, answer)

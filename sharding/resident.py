@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ..persistence.overlay import EntityKey
 
 if TYPE_CHECKING:
@@ -20,19 +22,17 @@ if TYPE_CHECKING:
     from .window import Window
 
 
-class Pending:
+class Pending(msgspec.Struct, eq=False):
     """A command (or query) that was admitted and is not answered yet."""
 
-    __slots__ = ("call", "deadline", "handler", "peer", "window")
-
-    def __init__(self, call: Call, handler: Handler, peer: Peer, window: Window[Pending], deadline: float) -> None:
-        self.call = call
-        self.handler = handler
-        self.peer = peer
-        """Where the answer goes: the connection from which its newest copy came."""
-        self.window = window
-        self.deadline = deadline
-        """On the host's monotonic clock."""
+    call: Call
+    handler: Handler
+    client: int
+    peer: Peer
+    """Where the answer goes: the connection from which its newest copy came."""
+    window: Window[Pending]
+    deadline: float
+    """On the host's monotonic clock."""
 
 
 class Resident:

@@ -76,11 +76,11 @@ class OwnedShard:
         if self._running:
             await self._quiet.wait()
 
-    def committed(self, record: Record) -> int:
-        """Take in a record that became durable; return its size in bytes."""
+    def committed(self, record: Record, size: int) -> None:
+        """Take in a record that became durable, and its size in bytes."""
         assert record.position == self.committed_position + 1, (self.shard, record.position, self.committed_position)
         self.committed_position = record.position
-        return self.overlay.lay(record)
+        self.overlay.dirty.lay(record, size)
 
     def forget(self, clients: set[int]) -> None:
         """Drop what is remembered of clients whose sessions expired; their rows go with the next checkpoint."""

@@ -50,15 +50,16 @@ class Upkeep:
         """Rows of the log that stand there still: n, and each shard's last position in it."""
         self.checkpoints = 0
 
-    def committed(self, n: int, records: list[Record]) -> None:
-        """Log row `n` became durable: into the overlays, and count."""
+    def committed(self, n: int, records: list[Record], sizes: list[int]) -> None:
+        """Log row `n` became durable: into the overlays, and count. `sizes`: of the records, in bytes."""
         shards = self._shards
         last: dict[int, int] = {}
-        for record in records:
+        for record, size in zip(records, sizes, strict=True):
             last[record.shard] = record.position
             shard = shards.get(record.shard)
             if shard is not None:
-                self._bytes += shard.committed(record)
+                shard.committed(record, size)
+                self._bytes += size
                 self._commands += 1
         self._rows.append((n, last))
         settings = self._settings

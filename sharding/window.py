@@ -18,6 +18,8 @@ import enum
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
+import msgspec
+
 from ..persistence.records import ClientRow, Record, RecordedReply
 
 C = TypeVar("C")
@@ -37,14 +39,12 @@ class Verdict(enum.Enum):
     """The client ran further ahead of its floor than it may: its fault, the connection is closed."""
 
 
-class Known:
-    """An answered number. `ticket`: the commit its reply waits for (0: none, it is in memory only)."""
+class Known(msgspec.Struct, eq=False, gc=False):
+    """An answered number. `ticket`: the commit that its reply waits for, whoever asks: of its own record, or of what it
+    saw when it has none (0: nothing)."""
 
-    __slots__ = ("reply", "ticket")
-
-    def __init__(self, reply: RecordedReply, ticket: int) -> None:
-        self.reply = reply
-        self.ticket = ticket
+    reply: RecordedReply
+    ticket: int
 
 
 _READ = object()
@@ -75,8 +75,9 @@ class Window(Generic[C]):
         else:  # a jump, or a lie: never loop over what is not there
             for number in [number for number in entries if number < floor]:
                 del entries[number]
-        for number in [number for number in self._remembered if number < floor]:
-            del self._remembered[number]
+        if self._remembered:
+            for number in [number for number in self._remembered if number < floor]:
+                del self._remembered[number]
         self.floor = floor
 
     def admit(self, number: int, prev: int, width: int) -> Verdict:
@@ -115,10 +116,11 @@ class Window(Generic[C]):
         if number >= self.floor:
             self._entries[number] = Known(reply, ticket)
 
-    def remember(self, number: int, reply: RecordedReply) -> None:
-        """Answered without effect: kept in memory until the floor passes it or a record takes it along."""
+    def remember(self, number: int, reply: RecordedReply, ticket: int) -> None:
+        """Answered without effect, from what is durable once `ticket` is committed: kept in memory until the floor passes
+        it or a record takes it along."""
         if number >= self.floor:
-            self._entries[number] = self._remembered[number] = Known(reply, 0)
+            self._entries[number] = self._remembered[number] = Known(reply, ticket)
 
     def read(self, number: int) -> None:
         """A query was answered."""

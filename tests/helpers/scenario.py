@@ -158,7 +158,11 @@ class Hold:
         if not self._open:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(turn)
-            await turn
+            try:
+                await turn
+            finally:
+                if turn in self._waiting:  # its caller gave up
+                    self._waiting.remove(turn)
 
 
 class ScriptedStore:
@@ -227,6 +231,11 @@ class Scenario(SimCluster):
     def weak_store(self) -> ScriptedStore:
         self._newest_store = ScriptedStore(self.store)
         return self._newest_store
+
+    def start_coordinator(self, hosts_wanted: int = 1) -> None:
+        super().start_coordinator(hosts_wanted)
+        assert self._newest_store is not None
+        self.coordinator_store = self._newest_store
 
     async def host(self, *shards: int) -> Host:
         """Start a host and give it these shards."""

@@ -94,32 +94,6 @@ async def test_what_the_old_owner_does_until_it_is_sealed_is_seen(after: str) ->
     assert recovered.position == len(recovered.tail)
 
 
-async def test_p_and_tables_are_read_after_the_claim() -> None:
-    """PR11: the old owner's last checkpoint came just before the claim, and its log rows went with it: whoever had read p
-    before would miss records that stand nowhere else any more."""
-    store, (a, b, c) = await three_owners()
-    scripted = ScriptedStore(store)
-    await store.assign([Assignment(0, 3, b)])
-    await store.claim(b, [(0, 4)])
-    await store.assign([Assignment(0, 4, c)])
-    held = scripted.hold("claim")
-    taking = asyncio.ensure_future(take_over(scripted, c, [(0, 5)]))  # type: ignore[arg-type] # a Store by delegation
-    await held.reached()
-    # the newest decision is not claimed yet, and the row still lets b, which it went to before, have it back
-    await store.assign([Assignment(0, 5, b)])
-    assert await store.claim(b, [(0, 6)])
-    end = CheckpointEnd(2)
-    assert not await store.checkpoint(b, [TableWrite(0, 6, (entity("a", 2),), (client(7, 1, 1),), end=end)])
-    await store.append(b, 2, batch(b, 2, Record(0, 3, "Box", "a", 3)))
-    await store.delete_log_rows(b, 1)
-    held.let_go()
-    assert await taking == [], "the decision that it was called for is void"
-    await store.assign([Assignment(0, 6, c)])
-    (recovered,) = await take_over(store, c, [(0, 7)])
-    assert (recovered.row.position, [record.position for record in recovered.tail]) == (2, [3])
-    assert recovered.clients == [client(7, 1, 1)]
-
-
 async def test_a_hole_in_the_tail_is_not_read_over() -> None:
     """J14, PR11: positions are gapless over all owners; a log that lost rows is reported with shard and position."""
     store, (_, b, c) = await three_owners()
@@ -335,6 +309,35 @@ def test_a_shard_that_is_lost_during_its_release_is_not_opened_again() -> None:
         assert await d.ask(3, "read") == ["x", "slow"]
 
     play(script, lease_renew_s=1000.0, lease_s=3000.0, release_deadline_s=2.0)
+
+
+def test_a_shard_that_is_lost_while_its_release_waits_for_a_commit_is_left_alone() -> None:
+    """PR13, PR04: the commit takes, after the shard was given to another host and before that one claims it: the release
+    says no, and the record stands in the log, where the new owner finds it."""
+
+    async def script(s: Scenario) -> None:
+        a, b = await s.host(0), await s.host()
+        c = s.raw_client(7, a)
+        await c.ask(1, "put", item="x")
+        held = s.store_of(a).hold("append")
+        c.call(2, "put", item="y")
+        await held.reached()
+        release = s.hosts[a.incarnation].run(a.ownership.release(0))
+        claim = s.store_of(b).hold("claim")
+        await s.condemn(a)
+        await s.assign(b, 0)
+        await claim.reached()
+        await s.hosts[a.incarnation].run(a.upkeep.checkpoint())
+        assert not a.shards
+        held.let_go()
+        assert await release is False
+        claim.let_go()
+        await until(lambda: 0 in b.shards)
+        d = s.raw_client(7, b, 2)
+        assert await d.ask(2, "put", item="y", attempt=2) == 1
+        assert await d.ask(3, "read") == ["x", "y"]
+
+    play(script, lease_renew_s=1000.0, lease_s=3000.0)
 
 
 def test_a_release_carries_the_floors_of_clients_that_wrote_nothing() -> None:

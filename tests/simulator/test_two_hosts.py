@@ -12,7 +12,7 @@ from simulator.simulation import Simulation
 TOKENS = 40
 
 
-async def story(cluster: SimCluster) -> tuple[list[list[str]], list[float]]:
+async def story(cluster: SimCluster, fault: str = "kill") -> tuple[list[list[str]], list[float]]:
     """Append to both kinds throughout; return what stands there in the end, and how long each append took."""
     loop = asyncio.get_running_loop()
     await cluster.open()
@@ -24,7 +24,10 @@ async def story(cluster: SimCluster) -> tuple[list[list[str]], list[float]]:
     took = []
     for number in range(TOKENS):
         if number == TOKENS // 2:
-            cluster.hosts[first].kill()
+            if fault == "vanish":
+                cluster.simulation.network.vanish(cluster.hosts[first])
+            else:
+                cluster.hosts[first].kill()
         if number == TOKENS * 3 // 4:
             await cluster.start_host()
         began = loop.time()
@@ -42,6 +45,16 @@ def test_a_killed_host_is_succeeded_within_a_second_and_nothing_is_lost(seed: in
     assert found == [[str(number) for number in range(TOKENS)]] * 8
     assert max(took) < 1.0
     assert max(took) > 10 * sorted(took)[TOKENS // 2], "the kill was not felt: it did not bite"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_machine_that_vanishes_without_a_word_is_succeeded_within_its_lease_and_a_second(seed: int) -> None:
+    """S04, PR14, PR16: nothing refuses and nothing closes, so only the lease tells; nothing is lost."""
+    with Simulation(seed) as simulation:
+        cluster = SimCluster(simulation, faults=0.0)
+        found, took = simulation.run(story(cluster, "vanish"))
+    assert found == [[str(number) for number in range(TOKENS)]] * 8
+    assert 1.0 < max(took) < cluster.settings.lease_s + 1.0
 
 
 def test_the_same_seed_is_the_same_story() -> None:

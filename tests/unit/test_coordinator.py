@@ -1,0 +1,124 @@
+"""The coordinator's decisions: facts and instants in, condemnations and assignments out."""
+
+from __future__ import annotations
+
+import pytest
+from atoll.persistence.spi import Assignment, HostRow, HostState, ShardRow, ShardState
+from atoll.sharding.coordinator import Coordinator, Decisions
+
+LEASE_S = 3.0
+GAP_S = 1.5
+NOBODY: frozenset[int] = frozenset()
+
+
+def host(incarnation: int, renewals: int = 0, state: HostState = HostState.LIVE) -> HostRow:
+    return HostRow(incarnation, f"h{incarnation}:1", state, renewals, "n", None)
+
+
+def owned(shard: int, by: int, epoch: int = 4) -> ShardRow:
+    return ShardRow(shard, ShardState.OWNED, epoch, by, by, (by,), 0)
+
+
+def assigned(shard: int, to: int, epoch: int = 4) -> ShardRow:
+    return ShardRow(shard, ShardState.ASSIGNED, epoch, to, None, (), 0)
+
+
+def free(shard: int, epoch: int = 4) -> ShardRow:
+    return ShardRow(shard, ShardState.FREE, epoch, None, None, (), 0)
+
+
+def watched(coordinator: Coordinator, rows: list[HostRow], began: float, until: float) -> Decisions:
+    """Look every half second until `until`; return the last decisions."""
+    decisions = Decisions()
+    while began <= until:
+        decisions = coordinator.decide(began, began + 0.1, rows, [], NOBODY)
+        began += 0.5
+    return decisions
+
+
+def test_a_host_is_condemned_after_a_silent_lease_and_not_before() -> None:
+    """PR14: silence runs from the end of the first read that saw the counter to the beginning of the newest."""
+    coordinator = Coordinator(LEASE_S, GAP_S)
+    rows = [host(1, 7)]
+    assert coordinator.decide(0.0, 1.0, rows, [], NOBODY) == Decisions()
+    for began, ended in ((1.5, 1.6), (2.5, 2.6), (3.5, 3.9), (4.0, 9.0)):
+        assert coordinator.decide(began, ended, rows, [], NOBODY) == Decisions(), began
+    assert coordinator.decide(9.1, 9.2, rows, [], NOBODY) == Decisions(condemn=((1, 7),))
+
+
+def test_the_end_of_the_first_read_counts_and_the_beginning_of_the_last() -> None:
+    """PR14: the renewal may have happened at any instant of the first read; what happens during the last is not seen."""
+    rows = [host(1)]
+    coordinator = Coordinator(LEASE_S, 100.0)
+    coordinator.decide(0.0, 2.0, rows, [], NOBODY)
+    assert coordinator.decide(4.9, 10.0, rows, [], NOBODY).condemn == ()
+    assert coordinator.decide(5.1, 5.2, rows, [], NOBODY).condemn == ((1, 0),)
+
+
+def test_a_renewal_starts_the_count_again() -> None:
+    """PR14: the counter is compared with itself; nothing but its standing still counts."""
+    coordinator = Coordinator(LEASE_S, GAP_S)
+    for tick in range(40):
+        rows = [host(1, renewals=tick // 5)]
+        assert coordinator.decide(tick / 2, tick / 2 + 0.1, rows, [], NOBODY) == Decisions()
+
+
+def test_after_a_gap_in_the_reads_all_counts_begin_anew() -> None:
+    """PR14: an outage of the store would condemn every host at its end."""
+    coordinator = Coordinator(LEASE_S, GAP_S)
+    rows = [host(1), host(2)]
+    assert watched(coordinator, rows, 0.0, 2.5) == Decisions()
+    assert coordinator.decide(60.0, 60.1, rows, [], NOBODY) == Decisions()
+    assert watched(coordinator, rows, 60.5, 63.0) == Decisions()
+    assert watched(coordinator, rows, 63.5, 64.0).condemn == ((1, 0), (2, 0))
+
+
+def test_a_new_coordinator_counts_from_its_own_first_look() -> None:
+    """PR14: it knows nothing of the time before."""
+    coordinator = Coordinator(LEASE_S, GAP_S)
+    assert coordinator.decide(1000.0, 1000.1, [host(1, 5)], [], NOBODY) == Decisions()
+
+
+def test_a_proof_needs_no_waiting() -> None:
+    """PR16: first-hand proof of death, and only of the host that it is about."""
+    coordinator = Coordinator(LEASE_S, GAP_S)
+    decisions = coordinator.decide(0.0, 0.1, [host(1, 3), host(2)], [owned(0, 1)], frozenset({1}))
+    assert decisions == Decisions(condemn=((1, 3),))
+
+
+def test_condemn_first_assign_in_a_later_round() -> None:
+    """PR14: the store has to confirm it (the host may have renewed meanwhile); then its shards have no home."""
+    coordinator = Coordinator(LEASE_S, GAP_S)
+    shards = [owned(0, 1), assigned(1, 1), owned(2, 2)]
+    first = coordinator.decide(0.0, 0.1, [host(1), host(2)], shards, frozenset({1}))
+    assert first == Decisions(condemn=((1, 0),))
+    second = coordinator.decide(0.2, 0.3, [host(1, state=HostState.GONE), host(2)], shards, frozenset({1}))
+    assert second == Decisions(assign=(Assignment(0, 4, 2), Assignment(1, 4, 2)))
+
+
+@pytest.mark.parametrize("state", [HostState.GONE, HostState.SEALED])
+def test_hosts_that_are_not_live_get_nothing_and_are_not_condemned_again(state: HostState) -> None:
+    """PR14, S11."""
+    coordinator = Coordinator(LEASE_S, GAP_S)
+    rows = [host(1, state=state), host(2)]
+    decisions = coordinator.decide(0.0, 0.1, rows, [free(0), free(1)], NOBODY)
+    assert {assignment.incarnation for assignment in decisions.assign} == {2}
+    assert coordinator.decide(0.2, 0.3, rows[:1], [free(0)], NOBODY) == Decisions()
+
+
+def test_a_silent_host_gets_nothing_in_the_round_that_condemns_it() -> None:
+    """PR14: nor do its own shards move in it."""
+    coordinator = Coordinator(LEASE_S, 100.0)
+    rows = [host(1, 1), host(2, 1)]
+    coordinator.decide(0.0, 0.1, rows, [], NOBODY)
+    decisions = coordinator.decide(4.0, 4.1, [host(1, 1), host(2, 9)], [owned(0, 1), free(1)], NOBODY)
+    assert decisions == Decisions(condemn=((1, 1),), assign=(Assignment(1, 4, 2),))
+
+
+def test_free_shards_and_those_of_unknown_hosts_are_given_to_the_emptiest() -> None:
+    """S11: what is owned by, or assigned to, a live host stays; epochs are those that the decision was made on."""
+    coordinator = Coordinator(LEASE_S, GAP_S)
+    shards = [owned(0, 1), owned(1, 1), assigned(2, 2), free(3, epoch=9), owned(4, 99, epoch=6)]
+    decisions = coordinator.decide(0.0, 0.1, [host(1), host(2)], shards, NOBODY)
+    assert decisions == Decisions(assign=(Assignment(3, 9, 2), Assignment(4, 6, 1)))
+    assert coordinator.decide(0.2, 0.3, [], shards, NOBODY) == Decisions()
