@@ -35,7 +35,11 @@ class Command(Generic[P, R]):
         _refuse_call(self.__qualname__)
 
     def tell(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, None]:
-        """Return once the command is durably accepted; it runs exactly once, and its result goes nowhere."""
+        """Return once the command is durably accepted; it runs exactly once, and its result goes nowhere.
+
+        Until mailboxes are durable, that is once it ran and its effects are committed; if it was refused or failed, the
+        caller hears of it as from an ask.
+        """
         _refuse_call(self.__qualname__)
 
     def using(
