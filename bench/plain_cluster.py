@@ -70,6 +70,8 @@ class PlainCluster:
         self.token_file = folder / "token"
         self.token: Token = make_token_file(self.token_file, os.urandom(32))
         self.settings = settings
+        self.store = open_store(self.store_url)
+        """The coordinator's: open from beginning to end."""
         self.hosts: list[HostProcess] = []
         """Every host that was started, killed ones included."""
         self._spec = HostSpec(
@@ -133,6 +135,10 @@ class PlainCluster:
             await cluster.client.table_complete()
             yield cluster
 
+    async def _discover(self) -> list[str]:
+        """As Ray's list of actors does: hosts that came later and own nothing yet are in no client's table."""
+        return self.addresses
+
     async def stop(self) -> None:
         """Kill what still runs, and wait for it."""
         for host in self.hosts:
@@ -156,9 +162,9 @@ async def plain_cluster(
     """
     asked = dict(settings or {})
     resolved = msgspec.convert(asked, Settings)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - once, before anything runs
     cluster = PlainCluster(app, app_name, app_dir, folder, resolved, asked)
-    store = open_store(cluster.store_url)
+    store = cluster.store
     world = SystemWorld()
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
@@ -172,7 +178,7 @@ async def plain_cluster(
             world=world,
             network=TcpNetwork(),
             token=cluster.token,
-            hosts_wanted=hosts,
+            hosts_wanted=1,  # all that are wanted are there already; later ones may well be alone
         )
         task = world.spawn(coordination.run(), "coordinator")
         stack.push_async_callback(_end, task)

@@ -1,7 +1,7 @@
 """The command line: `atoll start|status|stop|config`. Thin: it checks, asks, prints; what happens is elsewhere.
 
 Exit codes: 0 done; 1 it could not be done, or (`status`) not all is well, and the line says what to do; 2 the command
-line, a setting or the app is wrong; 130 interrupted.
+line, a setting or the app is wrong; 130 or 143 interrupted (SIGINT, SIGTERM).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 console = Console(highlight=False)
 errors = Console(stderr=True)
 
+INTERRUPTED = "interrupted: what had been begun was undone"
 TABLE_WIDTH = 400
 """A table takes what it needs and is never cut: addresses are there to be copied."""
 
@@ -58,11 +60,13 @@ def told_in_one_line() -> Iterator[None]:
     except ValueError as error:
         fail(str(error), 2)
     except KeyboardInterrupt:
-        fail("interrupted: what had been begun was undone", 130)
+        fail(INTERRUPTED, 130)
+    except SystemExit:  # SIGTERM
+        fail(INTERRUPTED, 143)
 
 
 def show(table: Table) -> None:
-    console.print(table, width=TABLE_WIDTH, crop=False, no_wrap=True, soft_wrap=False)
+    Console(width=TABLE_WIDTH).print(table)
 
 
 @app.callback(invoke_without_command=True)
@@ -128,7 +132,8 @@ def status(
 
 
 def _show_status(found: dict[str, Any]) -> None:
-    table = Table(title=f"{found['app']}: {found['served']} of {found['shards']} shards served", title_justify="left")
+    console.print(f"{found['app']}: {found['served']} of {found['shards']} shards served")
+    table = Table(box=SIMPLE)
     for column in ("host", "address", "state", "shards", "entities", "lease", "clients", "pid", "node"):
         table.add_column(column, no_wrap=True)
     for host in found["hosts"]:
@@ -169,7 +174,7 @@ def config(app_path: Annotated[str | None, typer.Argument(metavar="[APP]")] = No
     with told_in_one_line():
         asked = {} if app_path is None else load_app(app_path, app_dir).settings_asked
         settings, sources = Settings.load(asked, os.environ)
-    table = Table()
+    table = Table(box=SIMPLE)
     for column in ("setting", "value", "source"):
         table.add_column(column, no_wrap=True)
     for field in settings.__struct_fields__:

@@ -175,11 +175,12 @@ class Client:
                 else "this process was forked from the one that connected: connect here"
             )
         timeout_s = settings.command_timeout_s if request.timeout_s is None else request.timeout_s
-        out = Outgoing(request, self._world.monotonic() + timeout_s, self._loop.create_future())
+        now = self._world.monotonic()
+        out = Outgoing(request, now + timeout_s, self._loop.create_future())
         lane = self._lane(shard_of(request.id, self._shards))
         lane.backlog.append(out)
         if len(lane.backlog) == 1:
-            self._admit(lane)
+            self._admit(lane, now)
         if request.fail_fast and not out.number:
             lane.backlog.remove(out)
             raise Overloaded("the client's window is full", retry_after_s=self._settings.retry_max_s)
@@ -189,7 +190,7 @@ class Client:
         except asyncio.CancelledError:
             self._forget(lane, out)
             raise
-        if answer.status != Status.OK:
+        if answer.status:  # everything but OK
             raise_for(Status(answer.status), answer.payload, self._rejections)
         return answer.payload
 
@@ -199,7 +200,7 @@ class Client:
             lane = self._lanes[shard] = Lane(shard)
         return lane
 
-    def _admit(self, lane: Lane) -> None:
+    def _admit(self, lane: Lane, now: float) -> None:
         """Number and send what the windows have room for."""
         settings = self._settings
         backlog = lane.backlog
@@ -219,7 +220,7 @@ class Client:
             self._unanswered_bytes += size
             link = lane.link
             if link is not None:
-                link.send(lane.call(out, self._world.monotonic(), lane.newest_before(out)))
+                link.send(lane.call(out, now, lane.newest_before(out)))
             elif lane.retry is None:
                 self._route(lane)
 
@@ -230,12 +231,14 @@ class Client:
             return None
         self._unanswered -= 1
         self._unanswered_bytes -= len(out.request.arguments)
-        if lane.backlog:
-            self._admit(lane)
-        for _ in range(len(self._blocked)):
-            if self._unanswered >= self._settings.window_commands:
-                break
-            self._admit(self._blocked.popleft())
+        if lane.backlog or self._blocked:
+            now = self._world.monotonic()
+            if lane.backlog:
+                self._admit(lane, now)
+            for _ in range(len(self._blocked)):
+                if self._unanswered >= self._settings.window_commands:
+                    break
+                self._admit(self._blocked.popleft(), now)
         return out
 
     def _forget(self, lane: Lane, out: Outgoing) -> None:
@@ -464,7 +467,7 @@ class Client:
                     out.number = 0
                     again.backlog.append(out)
             again.backlog.extend(lane.backlog)
-            self._admit(again)
+            self._admit(again, self._world.monotonic())
 
     def received(self, link: Link, messages: list[Message]) -> None:
         for message in messages:
@@ -480,15 +483,16 @@ class Client:
         out = lane.unanswered.get(answer.number) if lane is not None else None
         if lane is None or out is None:
             return  # a second answer, or one that came after the deadline
-        if answer.status == Status.OVERLOADED and (not out.request.fail_fast or out.outstanding > 1):
-            out.outstanding -= 1  # with another copy under way it is not true that it did not run
-            if lane.link is link:
-                self._hold(lane)
-            return
-        if answer.status == Status.BELOW_FLOOR:
-            log.error("shard %d has a floor above the unanswered number %d: please report this", lane.shard, out.number)
-            self._give_up(lane, out, "the shard had forgotten its number")
-            return
+        if answer.status:  # everything but OK
+            if answer.status == Status.OVERLOADED and (not out.request.fail_fast or out.outstanding > 1):
+                out.outstanding -= 1  # with another copy under way it is not true that it did not run
+                if lane.link is link:
+                    self._hold(lane)
+                return
+            if answer.status == Status.BELOW_FLOOR:
+                log.error("shard %d has a floor above unanswered number %d: please report this", lane.shard, out.number)
+                self._give_up(lane, out, "the shard had forgotten its number")
+                return
         lane.retries = 0
         self._settle(lane, answer.number)
         if not out.done.done():

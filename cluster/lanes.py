@@ -52,25 +52,23 @@ class Lane:
         self.retries = 0
         """In a row, for the backoff."""
 
-    def enter(self, out: Outgoing, width: int, mailbox_max: int) -> int | None:
-        """Give it its number, and return its `prev` (0 for none). None: there is no room for it yet."""
-        number = self.next_number
-        if number >= self.floor + width:
-            return None
-        prev = 0
+    def room(self, out: Outgoing, width: int, mailbox_max: int) -> bool:
+        if self.next_number >= self.floor + width:
+            return False
+        queued = self._by_entity.get((out.request.kind, out.request.id))
+        return queued is None or len(queued) < mailbox_max
+
+    def enter(self, out: Outgoing) -> None:
+        """Give it its number."""
+        out.number = self.next_number
+        self.next_number += 1
+        self.unanswered[out.number] = out
         key = (out.request.kind, out.request.id)
         queued = self._by_entity.get(key)
         if queued is None:
-            self._by_entity[key] = [number]
-        elif len(queued) < mailbox_max:
-            prev = queued[-1]
-            queued.append(number)
+            self._by_entity[key] = [out.number]
         else:
-            return None
-        out.number = number
-        self.next_number = number + 1
-        self.unanswered[number] = out
-        return prev
+            queued.append(out.number)
 
     def call(self, out: Outgoing, now: float, prev: int) -> Call:
         """The envelope of its next attempt."""
@@ -91,6 +89,11 @@ class Lane:
             max(0, int((out.deadline - now) * 1000)),
             request.command_id,
         )
+
+    def newest_before(self, out: Outgoing) -> int:
+        """`prev` of the command that entered last."""
+        queued = self._by_entity[out.request.kind, out.request.id]
+        return queued[-2] if len(queued) > 1 else 0
 
     def again(self, now: float) -> list[Call]:
         """Everything unanswered, in order, for another attempt."""

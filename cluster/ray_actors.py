@@ -64,6 +64,7 @@ def _log_to_ray(level: str) -> None:
     """Log to standard error, which Ray writes to the worker's file in its session's log folder."""
     logging.basicConfig(format=LOG_FORMAT)
     log.setLevel(level)
+    log.debug("process %d logs at %s", os.getpid(), level)
 
 
 class _OwnLoop:
@@ -99,16 +100,14 @@ class _OwnLoop:
 
 @ray.remote
 class HostActor:
-    """One host. Its constructor returns once it serves."""
+    """One host. When it cannot start, everything that is asked of it is answered with the reason, until it is ended."""
 
     def __init__(self, spec_json: bytes) -> None:
         self._spec = msgspec.json.decode(spec_json, type=HostSpec)
         _log_to_ray(self._spec.log_level)
-        self._own = _OwnLoop("atoll-host")
         self._ready: Future[RunningHost] = Future()
+        self._own = _OwnLoop("atoll-host")
         self._own.run(self._main())
-        self._running = self._ready.result(timeout=HOST_START_TIMEOUT_S)
-        self._shards_in_all = msgspec.convert(self._spec.settings, Settings).shards
 
     async def _main(self) -> str:
         try:
@@ -116,20 +115,26 @@ class HostActor:
         except BaseException as error:
             if self._ready.done():
                 raise
-            self._ready.set_exception(self._explained(error))
-            await asyncio.Event().wait()  # the constructor reports it; Ray then ends the process
+            log.exception("the host does not start")
+            self._ready.set_exception(ray_adapter.RayProblem(self._explained(error)))
+            await asyncio.Event().wait()  # the process is ended by whoever asks, and learns the reason
             raise
 
-    def _explained(self, error: BaseException) -> BaseException:
+    def _explained(self, error: BaseException) -> str:
         if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
-            return OSError(f"port {self._spec.port} is in use: choose another one with --port, or leave it to any")
-        return error
+            return f"port {self._spec.port} is in use: choose another one with --port, or leave it to any"
+        told = str(error) if isinstance(error, AtollError) else f"{type(error).__name__}: {error}"
+        return " ".join(told.split())
+
+    def _running(self) -> RunningHost:
+        return self._ready.result(timeout=HOST_START_TIMEOUT_S)
 
     def info(self) -> dict[str, Any]:
-        """Where clients find it."""
+        """Where clients find it; once it serves."""
+        running = self._running()
         return {
-            "incarnation": self._running.incarnation,
-            "address": self._running.address,
+            "incarnation": running.incarnation,
+            "address": running.address,
             "node": self._spec.node,
             "pid": os.getpid(),
             "token_file": self._spec.token_file,
@@ -137,21 +142,22 @@ class HostActor:
 
     def status(self) -> dict[str, Any]:
         """What it serves right now."""
-        host = self._running.host
+        running = self._running()
+        host = running.host
         return {
             **self.info(),
             "shards": len(host.shards),
-            "shards_in_all": self._shards_in_all,
+            "shards_in_all": host.settings.shards,
             "entities": sum(len(shard.residents) for shard in list(host.shards.values())),
             "lease_valid": host.lease.valid(),
-            "connections": self._running.server.connections,
+            "connections": running.server.connections,
             "log_row": host.commits.n,
             "checkpoints": host.upkeep.checkpoints,
         }
 
     def stop(self) -> bool:
         """Give every shard back. True when all were released."""
-        host = self._running.host
+        host = self._running().host
         self._own.ask(host.stop()).result()
         return not host.shards
 
@@ -244,7 +250,7 @@ class CoordinatorActor:
             coordination.poke()
         except AtollError as error:
             self._problem = f"the host on node {node.hostname} ({node.address}) does not start: {error}"
-            log.warning("%s", self._problem)
+            log.warning("%s", self._problem)  # the next look ends what is left of it, and tries again
             await asyncio.sleep(NODES_LOOK_S)
         finally:
             del self._starting[node.id]
@@ -291,7 +297,8 @@ class CoordinatorActor:
 
     def ownership(self) -> dict[str, Any] | None:
         """Living hosts and shards as the store has them now; None while the store is not opened yet."""
-        return self._own.ask(self._ownership()).result()
+        found: dict[str, Any] | None = self._own.ask(self._ownership()).result()
+        return found
 
     async def _ownership(self) -> dict[str, Any] | None:
         if self._store is None:

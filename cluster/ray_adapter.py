@@ -87,9 +87,8 @@ def _look_for_gcs(address: str) -> None:
 
 def _no_cluster(address: str | None, reason: str) -> RayProblem:
     where = f"at {address}" if address else "on this machine"
-    return RayProblem(
-        f"no Ray cluster {where}: start one with `ray start --head`, or name it with RAY_ADDRESS or --address ({reason})"
-    )
+    advice = "start one with `ray start --head`, or name it with RAY_ADDRESS or --address"
+    return RayProblem(f"no Ray cluster {where}: {advice} ({reason})")
 
 
 def disconnect() -> None:
@@ -176,6 +175,8 @@ def _answer(asked: Any) -> Any:
         return ray.get(asked)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
+        if isinstance(cause, RayProblem):
+            return cause
         return RayProblem(_one_line(f"{type(cause).__name__}: {cause}"))
     except ray.exceptions.RayError as error:
         # of an actor whose constructor failed Ray gives the whole traceback: its last line is the reason

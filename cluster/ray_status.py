@@ -1,5 +1,5 @@
-"""What runs of an app in a Ray cluster, and ending it: asked of its Ray actors by name, over a connection to Ray that the
-caller has made. Each answer may be missing: a coordinator is restarted, a host is stopped or dies, while we ask.
+"""What runs of an app in a Ray cluster, and ending it: asked of its Ray actors by name, over a connection to Ray that
+the caller has made. Each answer may be missing: a coordinator is restarted, a host is stopped or dies, while we ask.
 """
 
 from __future__ import annotations

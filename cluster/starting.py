@@ -13,6 +13,7 @@ import contextlib
 import logging
 import secrets
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,15 +58,18 @@ def start_app(
     timeout_s: float,
     environment: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Returns the app's status (see `ray_status.status`). Raises `AppImportError`, `ValueError` for a store, setting or
-    log level that cannot be, `StartRefused` or another `AtollError`, `OSError` when the store's folder cannot be used."""
+    """Returns the app's status (see `ray_status.status`).
+
+    Raises `AppImportError`, `ValueError` for a store, setting or log level that cannot be, `StartRefused` or another
+    `AtollError`, `OSError` when the store's folder cannot be used.
+    """
     app = load_app(app_path, app_dir)
     settings, _ = Settings.load(app.settings_asked, environment)
     log_level = _log_level(environment)
     url = store_url(app, store, environment)
     opened = open_store(url)
     if not isinstance(opened, SQLiteStore):
-        raise ValueError(f"the store {url} cannot be shared by several processes: use sqlite:PATH")
+        raise StartRefused(f"the store {url} cannot be shared by several processes: use sqlite:PATH")
     folder = opened.folder.absolute()
     url = f"sqlite:{folder}"
     if folder.exists():
@@ -76,6 +80,7 @@ def start_app(
     from .ray_actors import ClusterSpec, CoordinatorActor  # noqa: PLC0415
 
     ray_adapter.connect(address, app_dir if ship else None)
+    _end_on_sigterm()
     try:
         if app.name in ray_status.apps():
             raise StartRefused(_runs_already(app.name))
@@ -164,6 +169,12 @@ def _wait_until_served(app_name: str, hosts: int, timeout_s: float) -> dict[str,
             problem = f"{found['served']} of {found['shards']} shards are served by {up} hosts"
         time.sleep(LOOK_S)
     raise StartRefused(f"{app_name!r} did not come up within {timeout_s:g} s ({problem}); it was stopped again")
+
+
+def _end_on_sigterm() -> None:
+    """Undo on SIGTERM as on Ctrl-C. Ray has put a handler of its own there, which writes a stack trace first."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 @contextlib.contextmanager

@@ -49,13 +49,13 @@ SHELLS: dict[str, tuple[str, ...]] = {
     "cluster.host_process": ("os", "pathlib", "print", "uvloop"),
     # the command line, and starting an app as one step that is done or undone
     "cluster.cli": ("os",),
-    "cluster.starting": ("asyncio.run", "pathlib", "secrets", "time"),
+    "cluster.starting": ("asyncio.run", "pathlib", "secrets", "signal", "threading", "time"),
     "cluster.ray_status": ("time",),
     # the lease is kept on a thread, so that a handler that burns CPU does not cost the host its shards
     "cluster.hosting": ("asyncio.run", "threading"),
     # Ray: the actors, and how Ray is asked
-    "cluster.ray_actors": ("asyncio.create_task", "concurrent", "os", "pathlib", "ray", "threading"),
-    "cluster.ray_adapter": ("asyncio.to_thread", "ray"),
+    "cluster.ray_actors": ("asyncio.create_task", "concurrent", "os", "pathlib", "ray", "secrets", "threading"),
+    "cluster.ray_adapter": ("loop.create_connection", "os", "ray", "socket", "threading"),
 }
 """The shells, what each may touch, and why it is one. Whatever is missing here is a decision or is handed its world."""
 

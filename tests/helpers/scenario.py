@@ -13,20 +13,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import atoll
 import msgspec
+from sim_cluster import SimCluster
+from simulator.simulation import Simulation
+
+import atoll
 from atoll.actors.calls import Mode, Status
 from atoll.actors.errors import StoreUnavailable
-from atoll.cluster.hosting import RunningHost
 from atoll.persistence.memory import MemoryStore
 from atoll.persistence.records import Record, decode_batch
-from atoll.persistence.recovery import take_over
 from atoll.persistence.spi import Assignment, LogRow, ShardRow
 from atoll.sharding.hashing import shard_of
 from atoll.sharding.host import Host
 from atoll.sharding.messages import Answer, Call, Message, Moved, OutOfOrder
-from sim_cluster import SimCluster
-from simulator.simulation import Simulation
 
 
 class Box(atoll.Entity):
@@ -140,6 +139,10 @@ class Hold:
         self._waiting: list[asyncio.Future[None]] = []
         self._open = False
 
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
     async def reached(self) -> None:
         """Wait until a call is held."""
         await until(lambda: self._waiting)
@@ -188,10 +191,21 @@ class ScriptedStore:
         self._after[name] = hold = Hold()
         return hold
 
+    def holds(self, name: str) -> bool:
+        return name in self._before
+
+    def unhold(self, name: str) -> None:
+        """Let all held calls of `name` go, and hold no more."""
+        for held in (self._before.pop(name, None), self._after.pop(name, None)):
+            if held is not None:
+                held.let_go()
+
     def lose(self, name: str, times: int = 1) -> None:
+        """The next `times` calls fail before they take effect."""
         self._lost[name] = times
 
     def lose_reply(self, name: str, times: int = 1) -> None:
+        """The next `times` calls take effect, and fail all the same."""
         self._lost_replies[name] = times
 
     def names(self) -> list[str]:
@@ -363,7 +377,7 @@ class RawClient:
             if isinstance(m, Answer) and m.number == number
         ]
 
-    def told(self, what: type[Moved] | type[OutOfOrder]) -> list[int]:
+    def told(self, what: type[Moved | OutOfOrder]) -> list[int]:
         """The numbers that were bounced so."""
         return [m.number for m in self.heard if type(m) is what]
 
@@ -397,27 +411,3 @@ def play(script: Callable[[Scenario], Any], *kinds: type[atoll.Entity], **settin
 
     with scenario(*kinds, **settings) as (simulation, story):
         return simulation.run(opened())
-
-
-async def recovered_items(store: MemoryStore, shard: int = 0) -> Any:
-    """Take a shard over for a fresh incarnation, as the next owner would."""
-    incarnation = await store.register_host("next:1", "n", None)
-    row = (await store.shards())[shard]
-    await store.assign([Assignment(shard, row.epoch, incarnation)])
-    (recovered,) = await take_over(store, incarnation, [(shard, row.epoch + 1)])
-    return recovered
-
-
-__all__ = [
-    "Box",
-    "Hold",
-    "Ledger",
-    "RawClient",
-    "RunningHost",
-    "Scenario",
-    "ScriptedStore",
-    "play",
-    "recovered_items",
-    "scenario",
-    "until",
-]

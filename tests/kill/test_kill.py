@@ -168,6 +168,8 @@ class Run:
         for writer in self.writers:
             for n, positions in writer.acknowledged.items():
                 for shard, position in positions.items():
+                    if position == 0:
+                        continue  # nothing was written there yet
                     # The newest record of each shard by then, and all before it by gaplessness. Its author is this
                     # writer or an earlier one: a later author would mean that an acknowledged record was replaced.
                     author, of_n = (int(part) for part in values[shard][position].split(b".")[:2])

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from scenario import Box, Ledger, Scenario, play, until
+
 from atoll.actors.calls import Status
 from atoll.actors.errors import CorruptRecord
 from atoll.persistence.records import Record, decode_batch, encode_batch
-from scenario import Box, Ledger, Scenario, play, until
 
 
 @pytest.mark.parametrize("lost", ["on the way there", "on the way back"])

@@ -6,11 +6,12 @@ import asyncio
 import random
 from typing import Any
 
-import atoll
 import pytest
+from scenario import Box, Ledger, Scenario, play, until
+
+import atoll
 from atoll.actors.calls import Status
 from atoll.sharding.messages import Moved
-from scenario import Box, Ledger, Scenario, play, until
 
 
 class Leaving(atoll.Entity):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-import atoll
 import msgspec
 import pytest
+from scenario import Box, Ledger, Scenario, play, until
+
+import atoll
 from atoll.actors.calls import Status
 from atoll.sharding.host import Host
 from atoll.sharding.messages import OutOfOrder
-from scenario import Box, Ledger, Scenario, play, until
 
 BOTH = pytest.mark.parametrize("planned", [True, False], ids=["handoff", "failover"])
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 
-import atoll
 import pytest
-from atoll.sharding.host import Host
 from scenario import Box, Scenario, play, until
+
+import atoll
+from atoll.sharding.host import Host
 
 SHORT = {"session_touch_s": 1.0, "session_s": 10.0, "checkpoint_s": 1.0}
 
@@ -134,7 +135,8 @@ def test_a_forked_child_may_not_speak_with_its_parents_numbers() -> None:
                 code = 0 if "forked" in str(error) else 2
             finally:
                 os._exit(code)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        _, status = os.waitpid(child, 0)  # noqa: ASYNC222 - on virtual time nobody else waits meanwhile
+        assert os.waitstatus_to_exitcode(status) == 0
         assert await box.put("parent") == 1
         await cluster.client.close()
 

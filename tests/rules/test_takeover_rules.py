@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from scenario import Box, Ledger, Scenario, ScriptedStore, play, until
+from store_rows import batch, entity
+
 from atoll.actors.calls import Status
 from atoll.actors.errors import CorruptRecord, Fenced
 from atoll.persistence.memory import MemoryStore
@@ -13,8 +16,6 @@ from atoll.persistence.recovery import take_over
 from atoll.persistence.spi import Assignment, CheckpointEnd, HostState, ShardState, TableWrite
 from atoll.sharding.messages import Moved
 from atoll.sharding.shard import Phase
-from scenario import Box, Ledger, Scenario, ScriptedStore, play, until
-from store_rows import batch, client, entity
 
 # ---- claim, seal, read
 
@@ -72,25 +73,29 @@ async def test_takeover_is_claim_then_seal_then_read() -> None:
     ]
 
 
-@pytest.mark.parametrize("after", ["claim", "seal"])
-async def test_what_the_old_owner_does_until_it_is_sealed_is_seen(after: str) -> None:
-    """PR11: it appends, and ends a checkpoint, between the claim and the seal: both count. Once the claim stands its
-    checkpoints are refused, once the seal stands its appends are; what came before is read."""
+@pytest.mark.parametrize("when", ["claimed", "seal on its way", "sealed"])
+async def test_what_the_old_owner_does_until_it_is_sealed_is_seen(when: str) -> None:
+    """PR11: an append that takes between the claim and the seal is in the tail; one after the seal is fenced. Its
+    checkpoints are refused from the moment that the shard was given away."""
     store, (a, b, c) = await three_owners()
     scripted = ScriptedStore(store)
-    held = scripted.hold_reply(after)
+    held = {
+        "claimed": lambda: scripted.hold_reply("claim"),
+        "seal on its way": lambda: scripted.hold("seal"),
+        "sealed": lambda: scripted.hold_reply("seal"),
+    }[when]()
     taking = asyncio.ensure_future(take_over(scripted, c, [(0, 3)]))  # type: ignore[arg-type] # a Store by delegation
     await held.reached()
-    if after == "claim":
-        await store.append(b, 2, batch(b, 2, Record(0, 3, "Box", "a", 3)))
-    else:
+    if when == "sealed":
         with pytest.raises(Fenced):
             await store.append(a, 2, batch(a, 2, Record(0, 3, "Box", "a", 3)))
+    else:
+        await store.append(b, 2, batch(b, 2, Record(0, 3, "Box", "a", 3)))
     write = TableWrite(0, 2, (entity("a", 9),), end=CheckpointEnd(2))
     assert await store.checkpoint(b, [write]) == {0}
     held.let_go()
     (recovered,) = await taking
-    assert [record.position for record in recovered.tail] == ([1, 2, 3] if after == "claim" else [1, 2])
+    assert [record.position for record in recovered.tail] == ([1, 2] if when == "sealed" else [1, 2, 3])
     assert recovered.position == len(recovered.tail)
 
 

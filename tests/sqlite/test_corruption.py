@@ -180,6 +180,30 @@ async def test_a_log_under_another_logs_name_is_reported(folder: Path, open_stor
             await call
 
 
+async def test_a_page_that_hides_its_newest_row_is_found_by_who_takes_over(folder: Path, open_store: Open) -> None:
+    """J14: a row that a damaged page no longer counts leaves no hole behind, so the whole file is looked over before
+    anybody builds on it."""
+    store = await open_store()
+    host = await store.register_host("a:1", "n", None)
+    for n in (1, 2, 3):
+        await store.append(host, n, batch(host, n))
+    await store.close()
+    path = folder / "logs" / f"{host}.db"
+    connection = apsw.Connection(str(path))
+    ((page,),) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'log'").fetchall()
+    connection.close()
+    content = bytearray(path.read_bytes())
+    cells = (page - 1) * 4096 + 3  # the page's count of cells, two bytes
+    assert content[cells : cells + 2] == b"\x00\x04", "birth row and three batches"
+    content[cells + 1] = 3
+    path.write_bytes(content)
+    store = await open_store()
+    assert len(await store.read_log(host)) == 2, "the fault did not bite"
+    for _ in range(2):
+        with pytest.raises(CorruptRecord, match=f"log {host}"):
+            await store.seal(host)
+
+
 async def test_random_damage_to_a_log_is_found_or_harmless(folder: Path, host: int) -> None:
     """J14: bits flipped anywhere in the file, pages included that only SQLite reads: who takes over reads exactly what
     was written, or is told. Nothing else, on any seed."""
@@ -207,7 +231,7 @@ async def test_random_damage_to_a_log_is_found_or_harmless(folder: Path, host: i
             await store.close()
         for left in (Path(f"{path}-wal"), Path(f"{path}-shm")):
             left.unlink(missing_ok=True)
-    assert told > 50, ("the damage did not bite", luck)
+    assert told > 20, ("the damage did not bite", luck)
 
 
 @pytest.mark.usefixtures("host")

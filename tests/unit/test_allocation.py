@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from atoll.sharding.allocation import allocate
 from hypothesis import given
 from hypothesis import strategies as st
+
+from atoll.sharding.allocation import allocate
 
 
 @given(st.sets(st.integers(0, 300)), st.dictionaries(st.integers(1, 20), st.integers(0, 50)))

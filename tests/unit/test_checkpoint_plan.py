@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from atoll.actors.stored import StoredState
 from atoll.persistence.checkpoint import ShardCheckpoint, plan
 from atoll.persistence.overlay import Dirty
 from atoll.persistence.records import ClientRow, Record, RecordedReply
 from atoll.persistence.spi import CheckpointEnd, TableWrite
-from hypothesis import given
-from hypothesis import strategies as st
 
 REPLY = RecordedReply(0, b"r" * 50, 0)
 
@@ -25,9 +26,9 @@ def part(shard: int, ids: list[str], *, named: int = 0, size: int = 10) -> Shard
 
 
 ids = st.lists(st.text("abcdefgh", min_size=1, max_size=3), unique=True, max_size=30)
-parts = st.lists(
-    st.builds(lambda ids, named: (ids, named), ids, st.integers(0, 30)), min_size=1, max_size=4
-).map(lambda shards: [part(number, ids, named=named) for number, (ids, named) in enumerate(shards)])
+parts = st.lists(st.builds(lambda ids, named: (ids, named), ids, st.integers(0, 30)), min_size=1, max_size=4).map(
+    lambda shards: [part(number, ids, named=named) for number, (ids, named) in enumerate(shards)]
+)
 
 
 @given(parts, st.integers(1, 8))

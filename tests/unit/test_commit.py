@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+
 from atoll.actors.errors import Fenced, StoreUnavailable
 from atoll.actors.settings import Settings
 from atoll.actors.stored import StoredState

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from atoll.persistence.spi import Assignment, HostRow, HostState, ShardRow, ShardState
 from atoll.sharding.coordinator import Coordinator, Decisions
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from atoll.sharding.hashing import shard_of
 
 GOLDEN = {

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from atoll.actors.calls import Request
-from atoll.cluster.lanes import Lane, Outgoing
 from hypothesis import given
 from hypothesis import strategies as st
+
+from atoll.actors.calls import Request
+from atoll.cluster.lanes import Lane, Outgoing
 
 FUTURE: Any = None
 """A lane never looks at it."""

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from store_rows import own
+
 from atoll.actors.stored import StoredEntity, StoredEvent, StoredState
 from atoll.persistence.checkpoint import ShardCheckpoint, plan
 from atoll.persistence.memory import MemoryStore
 from atoll.persistence.overlay import Overlay
 from atoll.persistence.records import Record, RecordedReply
 from atoll.persistence.spi import TableWrite
-from hypothesis import given
-from hypothesis import strategies as st
-from store_rows import own
 
 KEY = ("Box", "a")
 
@@ -149,7 +149,9 @@ async def test_tables_and_overlay_together_are_the_replay_at_every_instant(seed:
         if what < 0.6:
             id = luck.choice(list(sourced))
             seqs[id] = seqs.get(id, 0) + 1
-            change = luck.choice(["event"] * 4 + ["snapshot", "deleted"] if sourced[id] else ["state"] * 4 + ["deleted"])
+            change = luck.choice(
+                ["event"] * 4 + ["snapshot", "deleted"] if sourced[id] else ["state"] * 4 + ["deleted"]
+            )
             records.append(record(len(records) + 1, id, seqs[id], change))
             overlay.lay(records[-1])
         elif what < 0.7:
@@ -164,5 +166,3 @@ async def test_tables_and_overlay_together_are_the_replay_at_every_instant(seed:
             base = StoredEntity() if any(delta.replaces for delta in deltas) else await from_tables(store, key)
             assert laid(overlay, base, key) == replayed(records, key), (seed, id)
             assert laid(overlay, await from_tables(store, key), key) == replayed(records, key), (seed, id)
-
-

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from atoll.persistence.records import ClientRow, Record, RecordedReply
-from atoll.sharding.window import Verdict, Window
 from hypothesis import given
 from hypothesis import strategies as st
+
+from atoll.persistence.records import ClientRow, Record, RecordedReply
+from atoll.sharding.window import Verdict, Window
 
 WIDTH = 8
 

@@ -1,0 +1,254 @@
+"""What is measured, one function per topic, each over the same cluster of one client process and one host process.
+
+SQLite runs with `synchronous=FULL`: an ask is answered when its effects are on disk. References stand beside the
+figures that lean on them: the same asks without durability, the store alone, the transport alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import signal
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import echo
+from counters import Blob, Counter, Tally, app
+from figures import Bound, Figure, against, percentile
+from load import drive
+from plain_cluster import HostProcess, PlainCluster, plain_cluster
+
+from atoll.actors.settings import Settings
+from atoll.cluster.api import Cluster
+from atoll.persistence.open import open_store
+from atoll.persistence.records import decode_batch
+from atoll.sharding.hashing import shard_of
+
+ENTITIES = 1000
+IDS = [f"e{number}" for number in range(ENTITIES)]
+IN_FLIGHT = 512
+HERE = Path(__file__).resolve().parent
+WARM_UP_S = 1.0
+FAILOVER_TIMEOUT_S = 30.0
+
+Say = Callable[[str], None]
+Ask = Callable[[], Awaitable[object]]
+
+
+class Pace:
+    """How long things are measured."""
+
+    def __init__(self, *, quick: bool, long: bool) -> None:
+        self.seconds = 2.0 if quick else 5.0
+        self.throughput_s = 300.0 if long else self.seconds
+        self.kills = 3 if quick and not long else 10
+
+
+def one_host(folder: Path) -> Any:
+    return plain_cluster("counters:app", app.name, folder, app_dir=HERE)
+
+
+def additions(cluster: Cluster, kind: type[Counter | Tally], count: int) -> list[Ask]:
+    """One ask per entity."""
+    return [partial(cluster.entity(kind, id).add, 1) for id in IDS[:count]]
+
+
+# ---- throughput ----------------------------------------------------------------------------------------------------
+
+
+async def throughput(pace: Pace, folder: Path, say: Say) -> list[Figure]:
+    """Durable asks beside memory, store and transport alone."""
+    plain: PlainCluster
+    async with one_host(folder / "throughput") as plain:
+        async with plain.connect() as cluster:
+            durable, memory = additions(cluster, Counter, ENTITIES), additions(cluster, Tally, ENTITIES)
+            for asks in (durable, memory):
+                await drive(asks, IN_FLIGHT, WARM_UP_S)
+            say(f"durable asks for {pace.throughput_s:g} s")
+            with_store = await drive(durable, IN_FLIGHT, pace.throughput_s)
+            say("the same without durability")
+            without = await drive(memory, IN_FLIGHT, pace.seconds)
+        rows = await plain.store.read_log(plain.hosts[0].incarnation)
+        batches = [row.content for row in rows]
+        commands = sum(len(decode_batch(row.content, plain.hosts[0].incarnation, row.n)) for row in rows)
+    say("the store alone")
+    store_rate = await store_alone(batches, commands, folder / "store-alone", pace.seconds)
+    say("the transport alone")
+    echo_rate = await transport_alone(pace.seconds)
+    in_memory = Figure(name="in-memory asks, 512 in flight", value=round(without.per_second), unit="asks/s")
+    store = Figure(name="store alone, the same batches", value=round(store_rate), unit="records/s")
+    transport = Figure(name="transport alone, 512 in flight", value=round(echo_rate), unit="requests/s")
+    asked = Figure(
+        name="durable asks, 512 in flight",
+        value=round(with_store.per_second),
+        unit="asks/s",
+        kind=Bound.AT_LEAST,
+        limit=30_000,
+    )
+    milliseconds = [1000 * latency for latency in with_store.latencies_s]
+    return [
+        against(asked, in_memory),
+        Figure(
+            name="durable asks / in-memory asks",
+            value=round(asked.value / in_memory.value, 3),
+            unit="",
+            kind=Bound.AT_LEAST,
+            limit=0.5,
+        ),
+        Figure(name="durable asks, 512 in flight, p50", value=round(percentile(milliseconds, 50), 2), unit="ms"),
+        Figure(name="durable asks, 512 in flight, p99", value=round(percentile(milliseconds, 99), 2), unit="ms"),
+        in_memory,
+        against(store, asked),
+        against(transport, asked),
+    ]
+
+
+async def store_alone(batches: Sequence[bytes], commands: int, folder: Path, seconds: float) -> float:
+    """Records per second when nothing but `append` runs: the rows that the host wrote, one after the other again."""
+    store = open_store(f"sqlite:{folder}")
+    await store.open(app.name, 1)
+    try:
+        incarnation = await store.register_host("127.0.0.1:1", "bench", None)
+        n = 0
+        began = time.perf_counter()
+        while time.perf_counter() < began + seconds:
+            n += 1
+            await store.append(incarnation, n, batches[n % len(batches)])
+        return n * (commands / len(batches)) / (time.perf_counter() - began)
+    finally:
+        await store.close()
+
+
+async def transport_alone(seconds: float) -> float:
+    """Requests per second to a server in another process that answers at once (echo.py)."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=echo.serve, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        address = await asyncio.to_thread(ours.recv)
+        rate, _p50_us, _p99_us = await echo.measure(address, IN_FLIGHT, seconds, 8)
+        return rate
+    finally:
+        process.kill()
+        process.join()
+
+
+# ---- latency, one entity, sizes ------------------------------------------------------------------------------------
+
+
+async def lone(pace: Pace, folder: Path, say: Say) -> list[Figure]:
+    """One ask at a time."""
+    figures = []
+    plain: PlainCluster
+    async with one_host(folder / "lone") as plain, plain.connect() as cluster:
+        for kind, name, limit in ((Counter, "lone durable ask", 0.6), (Tally, "lone in-memory ask", 0.2)):
+            say(name)
+            asks = additions(cluster, kind, 100)
+            await drive(asks, 1, WARM_UP_S)
+            taken = [1000 * latency for latency in (await drive(asks, 1, pace.seconds)).latencies_s]
+            p50, p99 = round(percentile(taken, 50), 3), round(percentile(taken, 99), 3)
+            figures.append(Figure(name=f"{name}, p50", value=p50, unit="ms", kind=Bound.AIM_BELOW, limit=limit))
+            figures.append(Figure(name=f"{name}, p99", value=p99, unit="ms"))
+    return figures
+
+
+async def hot(pace: Pace, folder: Path, say: Say) -> list[Figure]:
+    """Every ask to the same entity."""
+    say("one hot entity")
+    plain: PlainCluster
+    async with one_host(folder / "hot") as plain, plain.connect() as cluster:
+        asks = additions(cluster, Counter, 1)
+        await drive(asks, IN_FLIGHT, WARM_UP_S)
+        rate = (await drive(asks, IN_FLIGHT, pace.seconds)).per_second
+    return [
+        Figure(
+            name="durable asks of one hot entity, 512 in flight",
+            value=round(rate),
+            unit="asks/s",
+            kind=Bound.AT_LEAST,
+            limit=20_000,
+        )
+    ]
+
+
+async def states(pace: Pace, folder: Path, say: Say) -> list[Figure]:
+    """States of several sizes, each rewritten as a whole by every ask."""
+    figures = []
+    plain: PlainCluster
+    async with one_host(folder / "states") as plain, plain.connect() as cluster:
+        for size, label, entities, in_flight in (
+            (100, "100 B", 100, 64),
+            (10_000, "10 kB", 100, 64),
+            (1_000_000, "1 MB", 16, 8),
+        ):
+            say(f"states of {label}")
+            asks = [partial(cluster.entity(Blob, f"{label}-{n}").rewrite, size) for n in range(entities)]
+            await drive(asks, in_flight, WARM_UP_S)
+            rate = (await drive(asks, in_flight, pace.seconds)).per_second
+            name = f"durable asks, states of {label}, {in_flight} in flight"
+            figures.append(Figure(name=name, value=round(rate), unit="asks/s"))
+            figures.append(Figure(name=f"{name}: state", value=round(rate * size / 1e6, 1), unit="MB/s"))
+    return figures
+
+
+# ---- failover ------------------------------------------------------------------------------------------------------
+
+
+async def failover(pace: Pace, folder: Path, say: Say) -> list[Figure]:
+    """From SIGKILL of a host to the first answer of one of its entities, two hosts alive before each kill."""
+    gaps = []
+    plain: PlainCluster
+    async with (
+        plain_cluster("counters:app", app.name, folder / "failover", app_dir=HERE, hosts=2) as plain,
+        plain.connect() as cluster,
+    ):
+        asks = additions(cluster, Counter, ENTITIES)
+        for number in range(pace.kills):
+            say(f"failover {number + 1} of {pace.kills}")
+            await drive(asks, 64, 0.5)  # something to recover
+            victim, lost = next(
+                (host, id) for host in plain.hosts if host.alive and (id := _entity_of(cluster, host)) is not None
+            )
+            ask = cluster.entity(Counter, lost).add.using(timeout=FAILOVER_TIMEOUT_S)
+            killed = time.perf_counter()
+            victim.kill(signal.SIGKILL)
+            await ask(1)
+            gaps.append(time.perf_counter() - killed)
+            await victim.process.wait()
+            await plain.start_host()
+    return [
+        Figure(name=f"failover, p50 of {len(gaps)} kills", value=round(percentile(gaps, 50), 3), unit="s"),
+        Figure(
+            name=f"failover, max of {len(gaps)} kills", value=round(max(gaps), 3), unit="s", kind=Bound.BELOW, limit=1.0
+        ),
+    ]
+
+
+def _owner(cluster: Cluster, id: str) -> str:
+    route = cluster.client.table.route(shard_of(id, Settings().shards))
+    return "" if route is None else route.address
+
+
+def _entity_of(cluster: Cluster, host: HostProcess) -> str | None:
+    """An entity that lives there, as far as the client knows; None when it serves nothing."""
+    return next((id for id in IDS if _owner(cluster, id) == host.address), None)
+
+
+async def measured(name: str, pace: Pace, say: Say) -> list[Figure]:
+    """The figures of one topic, in a folder that is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="atoll-bench-") as folder:
+        return await TOPICS[name](pace, Path(folder), say)
+
+
+TOPICS: dict[str, Callable[[Pace, Path, Say], Awaitable[list[Figure]]]] = {
+    "throughput": throughput,
+    "lone": lone,
+    "hot": hot,
+    "states": states,
+    "failover": failover,
+}
