@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Any, NoReturn
 
 from .calls import Status
 from .codec import encode_message, encode_rejected
@@ -149,7 +149,7 @@ class Activation:
         try:
             payload = handler.encode_reply(value)
             if len(payload) > self._settings.reply_bytes_max:
-                raise _too_large("its result", payload, "reply_bytes_max", self._settings.reply_bytes_max)
+                _refuse_size("its result", payload, "reply_bytes_max", self._settings.reply_bytes_max)
             if self.kind.event_sourced:
                 return self._keep_events(stage, payload)
             return self._keep_state(stage, payload)
@@ -170,7 +170,7 @@ class Activation:
         if stage.read_only:
             raise ValueError("changed the state, and a query only reads: make it a command")
         if len(after) > self._settings.state_bytes_max:
-            raise _too_large("the state", after, "state_bytes_max", self._settings.state_bytes_max)
+            _refuse_size("the state", after, "state_bytes_max", self._settings.state_bytes_max)
         kind.check_state(after)
         self._base = after
         if not kind.durable:
@@ -194,7 +194,7 @@ class Activation:
         if len(events) + len(self._since or ()) >= self._settings.snapshot_every:
             data = kind.encode_state(self._entity)
             if len(data) > self._settings.state_bytes_max:
-                raise _too_large("the state", data, "state_bytes_max", self._settings.state_bytes_max)
+                _refuse_size("the state", data, "state_bytes_max", self._settings.state_bytes_max)
             kind.check_state(data)
             state = StoredState(kind.state_versions.version, data)
             self._base = data
@@ -231,7 +231,7 @@ class Activation:
         try:
             payload = encode_rejected(error)
             if len(payload) > self._settings.reply_bytes_max:
-                raise _too_large("it", payload, "reply_bytes_max", self._settings.reply_bytes_max)
+                _refuse_size("it", payload, "reply_bytes_max", self._settings.reply_bytes_max)
         except Exception as problem:  # noqa: BLE001 - as in _kept
             return _failed(f"{handler.label} raised {type(error).__name__}, which cannot be sent: {problem}", error)
         return TurnResult(Status.REJECTED, payload)
@@ -311,8 +311,8 @@ def _invalid(handler: Handler, problem: Exception) -> TurnResult:
     return TurnResult(Status.INVALID_COMMAND, encode_message(handler.complaint(problem)))
 
 
-def _too_large(what: str, data: bytes, limit: str, bytes_max: int) -> ValueError:
-    return ValueError(f"is over a limit: {what} has {len(data)} bytes, more than {limit} ({bytes_max})")
+def _refuse_size(what: str, data: bytes, limit: str, bytes_max: int) -> NoReturn:
+    raise ValueError(f"is over a limit: {what} has {len(data)} bytes, more than {limit} ({bytes_max})")
 
 
 def _failed(message: str, error: BaseException) -> TurnResult:

@@ -289,4 +289,4 @@ def _getter(names: tuple[str, ...]) -> Callable[[dict[str, Any]], tuple[Any, ...
         return lambda attributes: (get(attributes),)
     if names:
         return operator.itemgetter(*names)
-    return lambda attributes: ()
+    return lambda _attributes: ()

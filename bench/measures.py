@@ -205,7 +205,7 @@ async def failover(pace: Pace, folder: Path, say: Say) -> list[Figure]:
     plain: PlainCluster
     async with (
         plain_cluster("counters:app", app.name, folder / "failover", app_dir=HERE, hosts=2) as plain,
-        plain.connect() as cluster,
+        plain.connect(discover=True) as cluster,
     ):
         asks = additions(cluster, Counter, ENTITIES)
         for number in range(pace.kills):

@@ -135,10 +135,6 @@ class PlainCluster:
             await cluster.client.table_complete()
             yield cluster
 
-    async def _discover(self) -> list[str]:
-        """As Ray's list of actors does: hosts that came later and own nothing yet are in no client's table."""
-        return self.addresses
-
     async def stop(self) -> None:
         """Kill what still runs, and wait for it."""
         for host in self.hosts:

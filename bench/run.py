@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +56,7 @@ def main(
     if only is not None and only not in TOPICS:
         raise typer.BadParameter(f"{only!r} is no topic: {', '.join(TOPICS)}", param_hint="--only")
     console = Console()
+    logging.getLogger("atoll").setLevel(logging.ERROR)  # that killed hosts are condemned is no news here
     topics = list(TOPICS) if only is None else [only]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         figures = runner.run(measure_all(topics, Pace(quick=quick, long=long), console))

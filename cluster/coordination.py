@@ -24,6 +24,8 @@ from .wire import Welcome
 log = logging.getLogger("atoll.coordinator")
 
 PROBE_TIMEOUT_S = 0.5
+LOGS_LOOK_S = 5.0
+"""How often it looks for logs that nobody needs any more."""
 GATHER_S = 5.0
 """How long the first living host waits for the others: they start within a second or two of each other."""
 
@@ -58,6 +60,9 @@ class Coordination:
         self._dead: set[int] = set()
         self._suspects: set[int] = set()
         self._look = asyncio.Event()
+        self._unswept: list[int] = []
+        self._swept: set[int] = set()
+        self._logs_looked = float("-inf")
         self._sessions: dict[int, tuple[int, float]] = {}
         self._sessions_looked = float("-inf")
 
@@ -69,6 +74,7 @@ class Coordination:
         while True:
             try:
                 await self.step()
+                await self._sweep_logs()
                 await self._expire_sessions()
             except StoreError as error:
                 log.warning("the store does not answer, looking again: %s", error)
@@ -156,12 +162,31 @@ class Coordination:
         self.poke()
 
     async def _prove(self, suspects: Sequence[HostRow]) -> None:
-        for host in suspects:
-            if host.state is HostState.LIVE:
-                if await self._network.probe(host.address, PROBE_TIMEOUT_S) is not Probe.REFUSED:
-                    continue  # stopped, cut off or busy: its lease decides
-                self._dead.add(host.incarnation)
+        """All at once: one after the other, a few that do not answer would take longer than the gap between two reads
+        that the counting of leases allows, and no silent host would ever be condemned."""
+        live = [host for host in suspects if host.state is HostState.LIVE]
+        self._suspects.difference_update(host.incarnation for host in suspects if host not in live)
+        probes = await asyncio.gather(*(self._network.probe(host.address, PROBE_TIMEOUT_S) for host in live))
+        for host, probe in zip(live, probes, strict=True):
+            if probe is not Probe.REFUSED:
+                continue  # stopped, cut off or busy: its lease decides
+            self._dead.add(host.incarnation)
             self._suspects.discard(host.incarnation)
+
+    # ---- what is left of the dead ----------------------------------------------------------------------------------
+
+    async def _sweep_logs(self) -> None:
+        """Empty one finished log a round. Successors do it themselves with their first checkpoint; this finds what was
+        left when one of them died in between, or when a host gave everything back and ended."""
+        if self._unswept:
+            incarnation = self._unswept.pop()
+            rows = await self._store.read_log(incarnation)
+            if len(rows) > 1:  # the newest stays for ever
+                await self._store.delete_log_rows(incarnation, rows[-1].n)
+            self._swept.add(incarnation)
+        elif self._world.monotonic() - self._logs_looked > LOGS_LOOK_S:
+            self._logs_looked = self._world.monotonic()
+            self._unswept = sorted(set(await self._store.finished_logs()) - self._swept, reverse=True)
 
     # ---- sessions --------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from ..actors.errors import AtollError
 from ..actors.settings import Settings
 from ..persistence.open import open_store
 from ..persistence.process import this_process
@@ -121,7 +122,11 @@ def main() -> None:
     def ready(running: RunningHost) -> None:
         print(json.dumps({"incarnation": running.incarnation, "address": running.address}), flush=True)  # noqa: T201
 
-    run_loop(run_host(spec, ready))
+    try:
+        run_loop(run_host(spec, ready))
+    except (AtollError, ValueError, OSError) as error:
+        sys.stderr.write(f"the host does not start: {error}\n")
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class Lane:
         self.floor = 1
         self.unanswered: dict[int, Outgoing] = {}
         self._by_entity: dict[tuple[str, str], list[int]] = {}
-        """The unanswered numbers per entity, in order. Lists: most hold one number, and a deque costs six times that."""
+        """The unanswered numbers per entity, in order. Lists: most hold one, and a deque costs six times that."""
         self.backlog: deque[Outgoing] = deque()
         """Offered, waiting for room in the window."""
         self.link: Any = None

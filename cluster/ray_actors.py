@@ -36,8 +36,10 @@ from .token import read_token_file
 
 log = logging.getLogger("atoll")
 
-NODES_LOOK_S = 1.0
+NODES_LOOK_S = 0.25
 """How often the coordinator asks Ray for nodes (0.5 ms a time; there is no public way to subscribe)."""
+RETRY_S = 1.0
+"""Between two tries to start what did not start."""
 HOST_START_TIMEOUT_S = 60.0
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -190,7 +192,7 @@ class CoordinatorActor:
             except (AtollError, OSError) as error:
                 self._problem = f"the coordinator does not start: {error}"
                 log.warning("%s", self._problem)
-                await asyncio.sleep(NODES_LOOK_S)
+                await asyncio.sleep(RETRY_S)
         self._problem = ""
         self._store, self._coordination = store, coordination
         coordination.placing = not self._stopping
@@ -251,7 +253,7 @@ class CoordinatorActor:
         except AtollError as error:
             self._problem = f"the host on node {node.hostname} ({node.address}) does not start: {error}"
             log.warning("%s", self._problem)  # the next look ends what is left of it, and tries again
-            await asyncio.sleep(NODES_LOOK_S)
+            await asyncio.sleep(RETRY_S)
         finally:
             del self._starting[node.id]
 

@@ -85,6 +85,10 @@ class MemoryStore:
         named = {owner for row in self._shards for owner in row.owners}
         return [row for row in self._hosts.values() if row.state is not HostState.SEALED or row.incarnation in named]
 
+    async def finished_logs(self) -> list[int]:
+        named = {owner for row in self._shards for owner in row.owners}
+        return [i for i, row in self._hosts.items() if row.state is not HostState.LIVE and i not in named]
+
     async def condemn(self, incarnation: int, renewals: int) -> bool:
         row = self._hosts.get(incarnation)
         if row is None:

@@ -133,7 +133,7 @@ class Overlay:
         self.frozen = None
 
     def deltas(self, key: EntityKey) -> list[EntityDelta]:
-        """What is to be laid over the entity's row, in order. Take it *before* reading the tables: a checkpoint that ends
-        in between moves it over there, and whoever looks the other way round finds it in neither place."""
+        """What is to be laid over the entity's row, in order. Take it *before* reading the tables: a checkpoint that
+        ends in between moves it over there, and whoever looks the other way round finds it in neither place."""
         layers = (self.dirty,) if self.frozen is None else (self.frozen, self.dirty)
         return [layer.entities[key] for layer in layers if key in layer.entities]

@@ -2,7 +2,7 @@
 
 A log row is one batch: the records of many commands of many shards, in the order in which they were staged. Every
 record carries its shard and that shard's next position, so that recovery can lay the tails of several logs over the
-tables in one order. The structs are MessagePack arrays; a field may only ever be appended, with a default (schema rule).
+tables in one order. The structs are MessagePack arrays; a field may only ever be appended, with a default.
 """
 
 from __future__ import annotations

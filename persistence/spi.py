@@ -147,6 +147,10 @@ class Store(Protocol):
         """All rows that are not SEALED, and of the sealed ones those that a shard's `owners` still names."""
         ...
 
+    async def finished_logs(self) -> list[int]:
+        """Incarnations that are not LIVE and that no shard's `owners` names: every shard in their logs is past them."""
+        ...
+
     async def condemn(self, incarnation: int, renewals: int) -> bool:
         """LIVE -> GONE if its renewals are still `renewals`. True when it is GONE or SEALED afterwards."""
         ...

@@ -115,6 +115,12 @@ class SQLiteStore:
             found.update((row.incarnation, row) for row in others)
         return [row for _incarnation, row in sorted(found.items())]
 
+    async def finished_logs(self) -> list[int]:
+        # In this order: who is not live any more can claim nothing later.
+        ended = await self._threads.leases.run(Leases.hosts_ended)
+        named = await self._threads.reader.run(TablesReader.named_owners)
+        return [incarnation for incarnation in ended if incarnation not in named]
+
     async def condemn(self, incarnation: int, renewals: int) -> bool:
         return await self._threads.leases.run(Leases.condemn, incarnation, renewals)
 

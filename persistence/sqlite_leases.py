@@ -130,6 +130,10 @@ class Leases:
     def hosts_not_sealed(self) -> list[HostRow]:
         return [_host_row(row) for row in self._quick.rows("SELECT * FROM hosts WHERE state <> 'sealed'")]
 
+    def hosts_ended(self) -> list[int]:
+        rows = self._quick.rows("SELECT incarnation FROM hosts WHERE state <> 'live' ORDER BY incarnation")
+        return [incarnation for (incarnation,) in rows]
+
     def hosts_named(self, incarnations: Iterable[int]) -> list[HostRow]:
         return [row for incarnation in incarnations if (row := self.host(incarnation)) is not None]
 

@@ -106,7 +106,7 @@ class Intake:
             known = window.known(call.number)
             pending = Pending(call, _NO_HANDLER, peer.client, peer, window, 0.0)
             answer = Answer(call.shard, call.number, known.reply.status, known.reply.payload)
-            # As a read, whatever it was: a reply without effect needs the lease again, and one with effect loses nothing.
+            # As a read, whatever it was: a reply without effect needs the lease again, the others lose nothing.
             self._gate.read(known.ticket, pending, answer)
         elif verdict is Verdict.PENDING:
             window.pending(call.number).peer = peer

@@ -117,8 +117,8 @@ class Window(Generic[C]):
             self._entries[number] = Known(reply, ticket)
 
     def remember(self, number: int, reply: RecordedReply, ticket: int) -> None:
-        """Answered without effect, from what is durable once `ticket` is committed: kept in memory until the floor passes
-        it or a record takes it along."""
+        """Answered without effect, from what is durable once `ticket` is committed: kept in memory until the floor
+        passes it or a record takes it along."""
         if number >= self.floor:
             self._entries[number] = self._remembered[number] = Known(reply, ticket)
 

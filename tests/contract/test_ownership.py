@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from store_rows import ending, own, row_of
 
-from atoll.persistence.spi import Assignment, ShardRow, ShardState, Store
+from atoll.persistence.spi import Assignment, CheckpointEnd, ShardRow, ShardState, Store, TableWrite
 
 if TYPE_CHECKING:
     from conftest import Stores
@@ -133,3 +133,19 @@ async def test_an_assignment_takes_a_claimed_shard_from_its_owner(store: Store, 
     await store.condemn(host, 0)
     await store.assign([Assignment(0, 1, other)])
     assert await row_of(store, 0) == ShardRow(0, ShardState.ASSIGNED, 2, other, None, (host,), 0)
+
+
+async def test_a_log_is_finished_once_its_host_has_ended_and_no_shard_names_it(store: Store, host: int) -> None:
+    """J16, PR04: whoever tidies up is told only of logs of which every shard is past what stands in them."""
+    assert await store.finished_logs() == []
+    await store.assign([Assignment(0, 0, host)])
+    await store.claim(host, [(0, 1)])
+    assert await store.condemn(host, 0)
+    assert await store.finished_logs() == [], "its successor has not written what it took from there"
+    successor = await store.register_host("b:1", "n", None)
+    await store.assign([Assignment(0, 1, successor)])
+    await store.claim(successor, [(0, 2)])
+    await store.seal(host)
+    assert await store.finished_logs() == []
+    await store.checkpoint(successor, [TableWrite(0, 2, end=CheckpointEnd(0))])
+    assert await store.finished_logs() == [host]

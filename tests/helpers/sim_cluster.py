@@ -10,6 +10,9 @@ import asyncio
 import random
 from typing import Any
 
+from ledger import Journal, List
+from simulator.simulation import Simulation
+
 import atoll
 from atoll.actors.errors import StoreUnavailable
 from atoll.actors.settings import Settings
@@ -19,8 +22,6 @@ from atoll.cluster.coordination import Coordination
 from atoll.cluster.hosting import RunningHost, start_host
 from atoll.cluster.token import Token
 from atoll.persistence.memory import MemoryStore
-from ledger import Journal, List
-from simulator.simulation import Simulation
 
 SETTINGS = {
     "shards": 4,

@@ -72,16 +72,19 @@ async def faults(cluster: PlainCluster, luck: random.Random, seconds: float) -> 
 async def run(folder: Path, seconds: float) -> dict[str, int]:
     luck = Luck()
     history, over = History(), asyncio.Event()
-    async with plain_cluster("ledger:app", "ledger", folder, app_dir=HELPERS, hosts=2) as cluster:
-        async with cluster.connect(discover=True) as one, cluster.connect(discover=True) as other:
-            work = [
-                asyncio.ensure_future(appends(one, history, "X", random.Random(luck.random()), over)),
-                asyncio.ensure_future(appends(other, history, "Y", random.Random(luck.random()), over)),
-            ]
-            bit = await faults(cluster, luck, seconds)
-            over.set()
-            await asyncio.gather(*work)
-            final = {f"{kind.__name__}/{id}": await one.entity(kind, id).read() for kind, id in ENTITIES}
+    async with (
+        plain_cluster("ledger:app", "ledger", folder, app_dir=HELPERS, hosts=2) as cluster,
+        cluster.connect(discover=True) as one,
+        cluster.connect(discover=True) as other,
+    ):
+        work = [
+            asyncio.ensure_future(appends(one, history, "X", random.Random(luck.random()), over)),
+            asyncio.ensure_future(appends(other, history, "Y", random.Random(luck.random()), over)),
+        ]
+        bit = await faults(cluster, luck, seconds)
+        over.set()
+        await asyncio.gather(*work)
+        final = {f"{kind.__name__}/{id}": await one.entity(kind, id).read() for kind, id in ENTITIES}
     history.check(final)
     bit["acknowledged"] = len(history.acknowledged)
     bit["unknown"] = len(history.unknown)

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -71,10 +70,7 @@ def test_hosts_and_coordinator_run_at_normal_priority(running: RunningApp) -> No
     """Ray starts workers at nice 15, where everything else on the machine pushes them aside: every thread is set back."""
     if os.geteuid() != 0:
         pytest.skip("taking back niceness needs the right to")
-    assert (
-        any(os.getpriority(os.PRIO_PROCESS, process.pid) == 15 for process in running.nodes.processes())
-        or not running.nodes.processes()
-    ), "Ray should have set it for other workers"
+    assert running.driver("nice", "x")["nice"] == 15, "other workers have what Ray gives them"
     for process in [running.coordinator(), *actor_processes(running.nodes, "HostActor")]:
         for thread in process.threads():
             assert os.getpriority(os.PRIO_PROCESS, thread.id) == 0
@@ -84,7 +80,8 @@ async def test_clients_connect_from_inside_ray_and_from_outside(running: Running
     """A driver by the app's name, a Ray task with a reference that was pickled into it, and a process over tcp, all see
     the same entity."""
     found = await asyncio.to_thread(running.driver, "shared", "from a driver")
-    assert found == {"indexes": [0, 1], "entries": ["from a driver", "from a driver, from a task"]}
+    assert found["indexes"] == [0, 1]
+    assert found["entries"] == ["from a driver", "from a driver, from a task"]
     async with running.connected() as cluster:
         assert await cluster.entity(Ledger, "shared").append("from outside") == 2
 
@@ -178,7 +175,7 @@ def test_hosts_log_to_rays_files_at_the_level_asked_for_and_never_the_token(runn
     }
     mine = [text for path, text in logs.items() if path.name.startswith("worker-") and " atoll." in text]
     assert any(re.search(r"INFO atoll\.host: host \d+ serves at", text) for text in mine)
-    assert any(" DEBUG atoll." in text for text in mine), "the level was not carried over"
+    assert any(" DEBUG atoll" in text for text in mine), "the level was not carried over"
     assert not [path for path, text in logs.items() if token in text]
     for process in running.nodes.processes():
         try:

@@ -460,6 +460,26 @@ def test_a_number_whose_caller_was_told_unknown_is_given_up() -> None:
     play(script)
 
 
+def test_the_same_id_tells_what_became_of_a_command_whose_outcome_was_unknown() -> None:
+    """M12, PR26: the deadline passed during the turn; a repeat under the ID waits for it, or finds its reply."""
+
+    async def script(s: Scenario) -> None:
+        await s.host(0)
+        cluster = await s.client("caller")
+        box = cluster.entity(Box, "a")
+        with pytest.raises(atoll.OutcomeUnknown):
+            await box.put_slowly.using(command_id="order", timeout=1.0)("x", 2.0)
+        assert await box.put_slowly.using(command_id="order", timeout=9.0)("x", 2.0) == 0
+        with pytest.raises(atoll.OutcomeUnknown):
+            await box.put_slowly.using(command_id="other", timeout=1.0)("y", 2.0)
+        await asyncio.sleep(5)
+        assert await box.put_slowly.using(command_id="other", timeout=1.0)("y", 2.0) == 1
+        assert await box.read() == ["x", "y"]
+        await cluster.client.close()
+
+    play(script)
+
+
 def test_a_command_in_the_mailbox_that_was_given_up_does_not_run() -> None:
     """PR26, M12: its client told its caller that the outcome is unknown and went on; when its turn comes nobody wants it."""
 

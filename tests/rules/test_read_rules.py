@@ -243,7 +243,7 @@ async def two_hosts_and_a_coordinator(s: Scenario) -> tuple[Any, Any]:
 
 
 def test_a_killed_host_is_relieved_at_once() -> None:
-    """PR16, S03: a new connection is refused by a live kernel: proof enough, no lease has to pass."""
+    """PR16: a new connection is refused by a live kernel: proof enough, no lease has to pass."""
 
     async def script(s: Scenario) -> None:
         a, b = await two_hosts_and_a_coordinator(s)
@@ -294,6 +294,26 @@ def test_a_host_that_nobody_can_reach_but_that_renews_keeps_its_shards() -> None
         assert len(a.shards) == 2
 
     play(script, shards=4)
+
+
+def test_hosts_that_do_not_answer_the_coordinator_do_not_protect_a_silent_one() -> None:
+    """PR14, PR16: while it waits for proofs that do not come, its reads go on in time, so that counts are not begun anew."""
+
+    async def script(s: Scenario) -> None:
+        s.start_coordinator(hosts_wanted=6)
+        hosts = [await s.host() for _ in range(6)]
+        await until(lambda: all(host.shards for host in hosts))
+        await asyncio.sleep(2)
+        silent, *unreachable = hosts[:5]
+        for host in unreachable:
+            s.simulation.network.cut(s.hosts[host.incarnation], s.coordinator)
+        await asyncio.sleep(20)
+        s.hosts[silent.incarnation].pause()
+        assert await condemned_after(s, silent) < s.settings.lease_s + 1.0
+        for host in unreachable:
+            assert (await states(s))[host.incarnation] is HostState.LIVE
+
+    play(script, shards=12)
 
 
 def test_a_coordinator_that_could_not_read_counts_anew() -> None:

@@ -6,8 +6,10 @@ import asyncio
 
 import pytest
 from ledger import Journal, List
-from sim_cluster import SimCluster
+from sim_cluster import SETTINGS, SimCluster
 from simulator.simulation import Simulation
+
+import atoll
 
 TOKENS = 40
 
@@ -65,3 +67,32 @@ def test_the_same_seed_is_the_same_story() -> None:
             simulation.run(story(SimCluster(simulation)))
             traces.append(simulation.network.trace())
     assert traces[0] == traces[1]
+
+
+async def leave_a_log_behind(cluster: SimCluster) -> tuple[int, int]:
+    """A host gives everything back and ends; return how many rows its log had then, and has later."""
+    await cluster.open()
+    cluster.start_coordinator(hosts_wanted=1)
+    first = await cluster.start_host()
+    client = await cluster.client("X")
+    for number in range(20):
+        await client.entity(List, f"e{number}").append("x")
+    cluster.coordinator.kill()
+    host = cluster.running[first].host
+    await cluster.hosts[first].run(host.stop())
+    rows = len(await cluster.store.read_log(first))
+    cluster.hosts[first].kill()
+    await cluster.start_host()
+    cluster.start_coordinator()
+    await asyncio.sleep(30)
+    return rows, len(await cluster.store.read_log(first))
+
+
+def test_the_log_of_a_host_that_left_in_good_order_is_emptied() -> None:
+    """J16, PR04: rows that every shard is past are deleted also when nobody had to take anything over."""
+    seldom = {**SETTINGS, "shards": 1, "checkpoint_s": 600.0, "checkpoint_commands": 10_000}
+    app = atoll.App("chaos", entities=[List], settings=seldom)
+    with Simulation("left") as simulation:
+        rows, left = simulation.run(leave_a_log_behind(SimCluster(simulation, faults=0.0, app=app)))
+    assert rows > 1
+    assert left == 1

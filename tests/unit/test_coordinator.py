@@ -99,7 +99,7 @@ def test_condemn_first_assign_in_a_later_round() -> None:
 
 @pytest.mark.parametrize("state", [HostState.GONE, HostState.SEALED])
 def test_hosts_that_are_not_live_get_nothing_and_are_not_condemned_again(state: HostState) -> None:
-    """PR14, S11."""
+    """PR14: a condemned host can claim nothing."""
     coordinator = Coordinator(LEASE_S, GAP_S)
     rows = [host(1, state=state), host(2)]
     decisions = coordinator.decide(0.0, 0.1, rows, [free(0), free(1)], NOBODY)
@@ -117,7 +117,7 @@ def test_a_silent_host_gets_nothing_in_the_round_that_condemns_it() -> None:
 
 
 def test_free_shards_and_those_of_unknown_hosts_are_given_to_the_emptiest() -> None:
-    """S11: what is owned by, or assigned to, a live host stays; epochs are those that the decision was made on."""
+    """What is owned by, or assigned to, a live host stays; epochs are those that the decision was made on."""
     coordinator = Coordinator(LEASE_S, GAP_S)
     shards = [owned(0, 1), owned(1, 1), assigned(2, 2), free(3, epoch=9), owned(4, 99, epoch=6)]
     decisions = coordinator.decide(0.0, 0.1, [host(1), host(2)], shards, NOBODY)

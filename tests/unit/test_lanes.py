@@ -82,7 +82,7 @@ def test_a_lane_keeps_to_the_shards_window(width: int, mailbox: int, entered_alr
 
 
 def test_a_lane_keeps_to_one_entitys_mailbox() -> None:
-    """M14: what would only be bounced stays here; other entities are not held up by it."""
+    """What would only be bounced stays here; other entities are not held up by it."""
     lane = Lane(0)
     entered(lane, "a", "a")
     assert not lane.room(outgoing("a"), 100, 2)

@@ -10,7 +10,7 @@ NEWS = [(0, 1, 5, "a:1"), (0, 3, 7, "c:1"), (0, 2, 6, "b:1"), (1, 1, 5, "a:1")]
 
 
 def test_news_in_any_order_give_the_same_table() -> None:
-    """S10, S13: late and repeated entries change nothing."""
+    """S10: late and repeated entries change nothing."""
     for order in itertools.permutations(NEWS + NEWS[:2]):
         table = ShardTable()
         for entry in order:

@@ -94,7 +94,7 @@ def test_a_repeated_query_reads_again() -> None:
 
 
 def test_a_jump_of_the_floor_costs_no_loop() -> None:
-    """R03: a client may claim any floor; it only forgets its own numbers by it."""
+    """A client may claim any floor; it only forgets its own numbers by it."""
     window: Window[Any] = Window()
     window.begin(1, "x")
     window.record(1, reply(1), 1)
