@@ -16,7 +16,7 @@ WHEEL  := build/wheel
 FLOORS := -p atoll.actors -p atoll.persistence -p atoll.sharding -p atoll.cluster
 
 # The root is the package: type checkers find the name `atoll` through the link .types/atoll, which leads back here.
-export MYPYPATH := $(abspath .types):$(abspath deploy):$(abspath examples)
+export MYPYPATH := $(abspath .types):$(abspath deploy):$(abspath examples):$(abspath bench)
 
 .DEFAULT_GOAL := help
 .PHONY: help test soak check bench run wheel clean

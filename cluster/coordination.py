@@ -42,8 +42,8 @@ class Coordination:
         token: Token,
         hosts_wanted: int = 1,
     ) -> None:
-        """`hosts_wanted`: while no living host has any shard, nothing is placed before so many are live (or
-        `GATHER_S` are over), so that the first ones of a starting cluster do not take everything."""
+        """`hosts_wanted`: when no living host has any shard as this coordinator begins, nothing is placed before so
+        many are live (or `GATHER_S` are over), so that the first ones of a starting cluster do not take everything."""
         self._app_name = app_name
         self._store = store
         self._settings = settings
@@ -52,6 +52,7 @@ class Coordination:
         self._token = token
         self.hosts_wanted = hosts_wanted
         self._gathering_since: float | None = None
+        self._gathered = False
         self._coordinator = Coordinator(settings.lease_s, reads_gap_max_s=settings.lease_s / 2)
         self.placing = True
         """False: shards that are given back stay free (the app is being stopped)."""
@@ -109,16 +110,18 @@ class Coordination:
                     self._links[incarnation].send(Poke())
 
     def _may_place(self, hosts: Sequence[HostRow], shards: Sequence[ShardRow]) -> bool:
-        live = {host.incarnation for host in hosts if host.state is HostState.LIVE}
-        if len(live) >= self.hosts_wanted or any(row.owner in live or row.assigned in live for row in shards):
-            self._gathering_since = None
+        if self._gathered:
             return True
-        if not live:
-            return False
+        live = {host.incarnation for host in hosts if host.state is HostState.LIVE}
         now = self._world.monotonic()
-        if self._gathering_since is None:
+        if live and self._gathering_since is None:
             self._gathering_since = now
-        return now - self._gathering_since > GATHER_S
+        self._gathered = (
+            len(live) >= self.hosts_wanted
+            or any(row.owner in live or row.assigned in live for row in shards)
+            or (self._gathering_since is not None and now - self._gathering_since > GATHER_S)
+        )
+        return self._gathered
 
     # ---- connections: the fast sign, and the proof -----------------------------------------------------------------
 

@@ -55,8 +55,8 @@ def cli(tmp_path: Path) -> CommandLine:
 @pytest.fixture
 def no_ray_here() -> None:
     """Without an address Ray looks for its own processes on this machine, which may be somebody else's."""
-    for process in psutil.process_iter(["name"]):
-        if process.info["name"] == "gcs_server":
+    for process in psutil.process_iter(["name", "status"]):
+        if process.info["name"] == "gcs_server" and process.info["status"] != psutil.STATUS_ZOMBIE:
             pytest.skip("a Ray cluster runs on this machine")
 
 
