@@ -60,6 +60,8 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """None: the setting `command_timeout_s`."""
     fail_fast: bool = False
     """At a full queue: `Overloaded` at once, where the default waits until the deadline."""
+    chain: tuple[str, ...] = ()
+    """The entities (`kind/id`) that wait for this request, outermost first: asks made inside handlers."""
 
 
 class Caller(Protocol):

@@ -8,13 +8,18 @@ back cannot stage anything any more.
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from .kind import EntityKind
+from .calls import Request
+from .ids import checked_entity_id, derived_command_id
+from .kind import EntityKind, kind_of
+from .reference import reference
 from .stored import StoredEvent
 from .turn import Turn
+
+E = TypeVar("E")
 
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _END_OF_TIME: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
@@ -33,6 +38,8 @@ class Stage(msgspec.Struct, eq=False):
     events: list[StoredEvent] = []
     deleted: bool = False
     passivate: bool = False
+    asks: int = 0
+    """Commands that the handler asked for so far."""
     broken: BaseException | None = None
     """An @apply method failed half-way: the turn is lost, also when the handler caught it."""
     open: bool = True
@@ -100,6 +107,17 @@ class Context:
         """What the app's `resources` gave this host: pools, clients. The same object for all entities of the host."""
         return self._stage.resources
 
+    def entity(self, kind: type[E], id: str) -> E:
+        """The address of another entity, to be asked from this handler: `await self.context.entity(Kind, id).go(...)`.
+
+        The turn is kept while it waits. The ask leaves once this entity's earlier commits are durable, ends with this
+        command's deadline, and takes its command ID from this command: when the handler runs again after a crash, it
+        gets the recorded answer. It takes effect even if this command then fails. An entity that (through others)
+        already waits for this one fails it at once with `CallCycle`. Only `async def` handlers can wait.
+        """
+        target: E = reference(_HandlerCaller(self._stage), kind_of(kind), checked_entity_id(id))
+        return target
+
     def delete(self) -> None:
         """Forget this entity's state when this command succeeds; the next command begins from the defaults.
 
@@ -116,3 +134,34 @@ class Context:
 
     def __repr__(self) -> str:
         return f"<context of {self._stage.kind.name}/{self.id} at {self.now.isoformat()}>"
+
+
+class _HandlerCaller:
+    """A `Caller` on behalf of a turn: numbers its asks, and says who waits for them."""
+
+    __slots__ = ("__weakref__", "_stage")
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    @property
+    def app_name(self) -> str:
+        caller = self._stage.turn.caller
+        return caller.app_name if caller is not None else ""
+
+    async def call(self, request: Request) -> bytes:
+        stage = self._stage
+        what = f"asking {request.kind}/{request.id}"
+        if not request.query:
+            stage.may_write(what)
+        elif not stage.open:
+            raise RuntimeError(f"{what} after the turn of {stage.kind.name}/{stage.id} ended")
+        turn = stage.turn
+        if turn.caller is None:
+            raise RuntimeError(f"{what}: there is nobody to ask here (a hook, or a test of one entity alone)")
+        command_id = request.command_id
+        if not request.query and not command_id:
+            stage.asks += 1
+            command_id = derived_command_id(turn.root, stage.asks)
+        chain = (*turn.chain, f"{stage.kind.name}/{stage.id}")
+        return await turn.caller.call(msgspec.structs.replace(request, command_id=command_id, chain=chain))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from xxhash import xxh3_128_hexdigest
+
 from .errors import InvalidCommand
 
 ENTITY_ID_BYTES_MAX = 255
@@ -42,6 +44,11 @@ def checked_command_id(value: object) -> str:
 def make_command_id(wall_ms: int, entropy: bytes) -> str:
     """A command ID that carries its time of birth, so that a host can refuse it once its reply is forgotten."""
     return f"atl-{wall_ms & 0xFFFFFFFFFFFF:012x}-{entropy[:10].hex():0>20}"
+
+
+def derived_command_id(root: str, ordinal: int) -> str:
+    """The command ID of the `ordinal`-th ask that a handler makes: the same when the handler runs again."""
+    return "ask-" + xxh3_128_hexdigest(f"{root}/{ordinal}".encode())
 
 
 def command_id_time_ms(command_id: str) -> int | None:

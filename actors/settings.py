@@ -52,8 +52,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Records in one append. Larger batches no longer gain throughput, and delay everybody in them."""
     batch_bytes_max: int = 4 << 20
     """Bytes in one append."""
-    runners_max: int = 256
-    """Async handlers that wait at the same time on one host; further ones queue behind them."""
+    runners_max: int = 4096
+    """Turns that wait at the same time on one host (async handlers, loads); further ones queue behind them. A waiting
+    one costs a task of some 5 KB; too few, and handlers that ask each other would use up what they wait for."""
     turns_in_a_row_max: int = 64
     """Turns one entity may run before the others get the loop again."""
     snapshot_every: int = 100

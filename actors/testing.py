@@ -199,4 +199,4 @@ class EntityKit(Generic[E]):
             self._activation = None
 
     def _turn(self, deadline_s: float, command_id: str = "") -> Turn:
-        return Turn(round(self._now.timestamp() * 1000), deadline_s, command_id)
+        return Turn(round(self._now.timestamp() * 1000), deadline_s)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from .calls import Status
+from .calls import Caller, Status
 from .stored import StoredEvent, StoredState
 
 
@@ -18,8 +18,12 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
     """Wall clock at the start of the turn, constant during it."""
     deadline_s: float
     """Seconds left for the caller when the turn began."""
-    command_id: str = ""
+    root: str = ""
+    """Names the command that runs, the same whenever and wherever it is run again: asks take their IDs from it."""
     chain: tuple[str, ...] = ()
+    """The entities (`kind/id`) that wait for this command, outermost first."""
+    caller: Caller | None = None
+    """Carries the asks that the handler makes; None where there is nobody to ask (a plain handler, a hook, a test)."""
 
 
 class TurnResult(msgspec.Struct, gc=False):

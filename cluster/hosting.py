@@ -13,14 +13,19 @@ import threading
 from typing import Any
 
 from ..actors.app import App
+from ..actors.calls import Request
+from ..actors.errors import known_rejections
 from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.spi import ProcessIdentity, Store
 from ..sharding.host import Host
 from ..sharding.messages import Message, Peer
+from .client import Client
 from .network import Network
 from .server import Server
 from .token import Token
+
+CONNECT_TIMEOUT_S = 10.0
 
 log = logging.getLogger("atoll.host")
 
@@ -72,6 +77,7 @@ async def start_host(
     except BaseException:
         server.close("this host could not register")
         raise
+    asker = HostAsker(app.name, address, token=token, settings=settings, world=world, network=network)
     host = Host(
         incarnation=incarnation,
         address=address,
@@ -80,6 +86,7 @@ async def start_host(
         settings=settings,
         world=world,
         resources=resources,
+        asker=asker,
     )
     server.receiver = host
     server.serve(incarnation)
@@ -108,6 +115,38 @@ def keep_lease_on_thread(host: Host) -> threading.Thread:
     thread = threading.Thread(target=work, name=f"atoll-lease-{host.incarnation}", daemon=True)
     thread.start()
     return thread
+
+
+class HostAsker:
+    """The host as a client of its own cluster, for the asks of its handlers; connected when the first one comes."""
+
+    def __init__(
+        self, app_name: str, address: str, *, token: Token, settings: Settings, world: World, network: Network
+    ) -> None:
+        self._app_name = app_name
+        self._opening = asyncio.Lock()
+        self._opened = False
+        self._client = Client(
+            app_name,
+            [address],
+            token=token,
+            settings=settings,
+            world=world,
+            network=network,
+            rejections=known_rejections(),
+        )
+
+    @property
+    def app_name(self) -> str:
+        return self._app_name
+
+    async def call(self, request: Request) -> bytes:
+        if not self._opened:
+            async with self._opening:
+                if not self._opened:
+                    await self._client.open(request.timeout_s or CONNECT_TIMEOUT_S)
+                    self._opened = True
+        return await self._client.call(request)
 
 
 class _Nobody:

@@ -88,6 +88,7 @@ class Lane:
             request.arguments,
             max(0, int((out.deadline - now) * 1000)),
             request.command_id,
+            request.chain,
         )
 
     def newest_before(self, out: Outgoing) -> int:

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from ..actors.calls import Caller
 from ..actors.errors import Fenced
 from ..actors.kind import EntityKind
 from ..actors.settings import Settings
@@ -60,7 +61,9 @@ class Host:
         settings: Settings,
         world: World,
         resources: Any = None,
+        asker: Caller | None = None,
     ) -> None:
+        """`asker`: a client of this cluster, for the asks that handlers make."""
         self.incarnation = incarnation
         self.address = address
         self.settings = settings
@@ -82,6 +85,7 @@ class Host:
             settings=settings,
             world=world,
             resources=resources,
+            asker=asker,
             ready=self._ready,
             idle=self._idle,
         )

@@ -2,6 +2,7 @@
 
 not mine, or not open        Moved
 below the client's floor     dropped
+waits for itself             CALL_CYCLE (the chain of those who wait for it names its own entity)
 known number                 its recorded reply again; a pending one: its answer will go to the newer connection
 unknown `prev`               OutOfOrder
 does not fit the app         INVALID_COMMAND
@@ -91,7 +92,7 @@ class Intake:
 
     def _call(self, peer: Peer, client: int, call: Call, now: float) -> None:
         shard = self._shards.get(call.shard)
-        if shard is None or shard.phase is not Phase.OPEN:
+        if shard is None or not (shard.phase is Phase.OPEN or self._holds_up_release(call, shard)):
             self.moved(peer, call)
             return
         window = shard.windows.get(client)
@@ -126,6 +127,10 @@ class Intake:
             self._refuse(peer, call, window, self._unknown(call, kind))
             return
         key = (call.kind, call.id)
+        if call.chain and f"{call.kind}/{call.id}" in call.chain:
+            cycle = " -> ".join((*call.chain, f"{call.kind}/{call.id}"))
+            self._refuse(peer, call, window, f"it would wait for itself: {cycle}", Status.CALL_CYCLE)
+            return
         resident = shard.residents.get(key)
         if resident is None:
             fault = self._fault(call)
@@ -148,6 +153,17 @@ class Intake:
         if not resident.scheduled:
             resident.scheduled = True
             self._ready(resident)
+
+    def _holds_up_release(self, call: Call, shard: OwnedShard) -> bool:
+        """A turn of this shard, which the release waits for, waits for this call: it has to be let in."""
+        if shard.phase is not Phase.RELEASING:
+            return False
+        for waiting in call.chain:
+            kind, _, id = waiting.partition("/")
+            resident = shard.residents.get((kind, id))
+            if resident is not None and resident.scheduled:
+                return True
+        return False
 
     def _unknown(self, call: Call, kind: EntityKind | None) -> str:
         if kind is None:
@@ -177,9 +193,11 @@ class Intake:
             )
         return None
 
-    def _refuse(self, peer: Peer, call: Call, window: Window[Pending], message: str) -> None:
-        """It does not fit and never runs. An answer without effect like any other."""
-        reply = RecordedReply(Status.INVALID_COMMAND, message.encode(), 0)
+    def _refuse(
+        self, peer: Peer, call: Call, window: Window[Pending], message: str, status: Status = Status.INVALID_COMMAND
+    ) -> None:
+        """It never runs. An answer without effect like any other."""
+        reply = RecordedReply(status, message.encode(), 0)
         window.remember(call.number, reply, 0)
         pending = Pending(call, _NO_HANDLER, peer.client, peer, window, 0.0)
         self._gate.read(0, pending, Answer(call.shard, call.number, reply.status, reply.payload))

@@ -14,7 +14,7 @@ from typing import Any
 from xxhash import xxh3_64_intdigest
 
 from ..actors.activation import Activation
-from ..actors.calls import Mode, Status
+from ..actors.calls import Caller, Mode, Status
 from ..actors.errors import CorruptRecord
 from ..actors.settings import Settings
 from ..actors.stored import StoredEntity
@@ -22,6 +22,7 @@ from ..actors.turn import Turn, TurnResult
 from ..actors.world import World
 from ..persistence.records import Record, RecordedReply
 from ..persistence.spi import Store
+from .asks import HandlerAsks, root_of
 from .commit import CommitPath
 from .gate import OutputGate
 from .messages import Answer
@@ -50,16 +51,19 @@ class TurnPerformer:
         settings: Settings,
         world: World,
         resources: Any,
+        asker: Caller | None,
         ready: Callable[[Resident], None],
         idle: Callable[[Resident], None],
     ) -> None:
-        """`ready`: schedule it again. `idle`: its mailbox is empty now."""
+        """`asker`: carries what handlers ask of other entities. `ready`: schedule it again. `idle`: its mailbox is
+        empty now."""
         self._store = store
         self._commits = commits
         self._gate = gate
         self._settings = settings
         self._world = world
         self._resources = resources
+        self._asker = asker
         self._ready = ready
         self._idle = idle
 
@@ -70,8 +74,10 @@ class TurnPerformer:
         turns_left = self._settings.turns_in_a_row_max
         while mailbox:
             activation = resident.activation
-            if activation is None or resident.shard.phase is not Phase.OPEN:
-                return self._closed(resident) if resident.shard.phase is not Phase.OPEN else False
+            if resident.shard.phase is Phase.CLOSED:
+                return self._closed(resident)
+            if activation is None:
+                return False
             pending = mailbox[0]
             if pending.handler.is_async:
                 return False
@@ -85,7 +91,7 @@ class TurnPerformer:
             now = self._world.monotonic()
             if self._wanted(resident, pending, now):
                 call = pending.call
-                turn = Turn(self._world.wall_ms(), pending.deadline - now, call.command_id, call.chain)
+                turn = Turn(self._world.wall_ms(), pending.deadline - now)
                 try:
                     result = activation.run(pending.handler, call.arguments, turn)
                 except CorruptRecord as error:
@@ -95,7 +101,7 @@ class TurnPerformer:
         return True
 
     def _closed(self, resident: Resident) -> bool:
-        """The shard is being released or was lost: whoever takes it away has answered the mailbox."""
+        """The shard is gone: whoever took it away has answered the mailbox."""
         resident.mailbox.clear()
         resident.scheduled = False
         return True
@@ -127,7 +133,10 @@ class TurnPerformer:
         now = self._world.monotonic()
         if resident.shard.phase is Phase.CLOSED or not self._wanted(resident, pending, now):
             return
-        turn = Turn(self._world.wall_ms(), pending.deadline - now, call.command_id, call.chain)
+        asks = None
+        if self._asker is not None:
+            asks = HandlerAsks(self._asker, self._commits, self._world, resident, pending)
+        turn = Turn(self._world.wall_ms(), pending.deadline - now, root_of(pending), call.chain, asks)
         try:
             if pending.handler.is_async:
                 result = await activation.run_async(pending.handler, call.arguments, turn)

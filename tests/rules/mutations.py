@@ -16,6 +16,7 @@ READ = "tests/rules/test_read_rules.py::"
 ONCE = "tests/rules/test_once_rules.py::"
 SESSION = "tests/rules/test_session_rules.py::"
 LIFE = "tests/rules/test_entity_life.py::"
+ASKS = "tests/simulator/test_asks.py::"
 CONTRACT = "tests/contract/"
 
 
@@ -339,9 +340,33 @@ MUTATIONS = [
         "PR13",
         "stopping the intake",
         "sharding/intake.py",
-        "        if shard is None or shard.phase is not Phase.OPEN:\n",
+        "        if shard is None or not (shard.phase is Phase.OPEN or self._holds_up_release(call, shard)):\n",
         "        if shard is None:\n",
         TAKEOVER + "test_a_release_waits_for_the_turn_that_runs_and_sends_the_others_on",
+    ),
+    Mutation(
+        "PR13",
+        "letting in what a running turn waits for",
+        "sharding/intake.py",
+        "            if resident is not None and resident.scheduled:\n",
+        "            if resident is None:\n",
+        ASKS + "test_a_release_lets_in_what_its_running_turns_wait_for",
+    ),
+    Mutation(
+        "PR25",
+        "an ID that the next run of the handler finds again",
+        "actors/context.py",
+        "command_id = derived_command_id(turn.root, stage.asks)",
+        "command_id = derived_command_id(str(id(stage)), stage.asks)",
+        ASKS + "test_a_handler_that_runs_again_after_a_crash_gets_the_recorded_answer",
+    ),
+    Mutation(
+        "PR25",
+        "waiting for the asker's earlier commits",
+        "sharding/asks.py",
+        "        await self._commits.settled(self._resident.ticket)\n",
+        "",
+        ASKS + "test_an_ask_leaves_only_when_what_its_asker_did_before_is_durable",
     ),
     Mutation(
         "PR14",
