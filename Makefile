@@ -43,6 +43,7 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(FLOORS)
+	$(BIN)/mypy --python-version 3.13 $(FLOORS)
 	$(BIN)/mypy deploy examples bench tests/typing
 	PYTHONPATH=$(abspath .types) $(BIN)/pyright --pythonpath $(BIN)/python
 

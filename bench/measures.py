@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import echo
+import msgspec
 from counters import Blob, Counter, Tally, app
 from figures import Bound, Figure, against, percentile
 from load import drive
 from plain_cluster import HostProcess, PlainCluster, plain_cluster
 
 from atoll.actors.settings import Settings
-from atoll.cluster.api import Cluster
+from atoll.cluster.api import Cluster, local
 from atoll.persistence.open import open_store
 from atoll.persistence.records import decode_batch
 from atoll.sharding.hashing import shard_of
@@ -45,7 +47,7 @@ class Pace:
     def __init__(self, *, quick: bool, long: bool) -> None:
         self.seconds = 2.0 if quick else 5.0
         self.throughput_s = 300.0 if long else self.seconds
-        self.kills = 3 if quick and not long else 10
+        self.kills = 10
 
 
 def one_host(folder: Path) -> Any:
@@ -239,6 +241,47 @@ def _entity_of(cluster: Cluster, host: HostProcess) -> str | None:
     return next((id for id in IDS if _owner(cluster, id) == host.address), None)
 
 
+# ---- start, and the main job ----------------------------------------------------------------------------------------
+
+
+async def start_up(_pace: Pace, _folder: Path, say: Say) -> list[Figure]:
+    """From nothing to a usable cluster in this process: host, coordinator, client, every shard served."""
+    say("atoll.local")
+    took = []
+    for _ in range(20):
+        began = time.perf_counter()
+        async with local(app):
+            took.append(time.perf_counter() - began)
+    milliseconds = round(percentile(took, 50) * 1000, 1)
+    return [Figure(name="atoll.local up, p50", value=milliseconds, unit="ms", kind=Bound.BELOW, limit=50.0)]
+
+
+async def main_job(_pace: Pace, folder: Path, say: Say) -> list[Figure]:
+    """The year of flights on three Ray nodes, one killed (examples/flights.py)."""
+    say("the main job")
+    report = folder / "flights.json"
+    script = HERE.parent / "examples" / "flights.py"
+    job = await asyncio.create_subprocess_exec(
+        sys.executable, str(script), "--json", str(report), stdout=asyncio.subprocess.DEVNULL
+    )
+    if await job.wait():
+        raise RuntimeError("the main job failed: run `make run` to see how")
+    found = msgspec.json.decode(report.read_bytes())
+    return [
+        Figure(
+            name="main job, set-up aside", value=round(found["seconds"], 1), unit="s", kind=Bound.BELOW, limit=120.0
+        ),
+        Figure(name="main job, durable commands", value=round(found["commands_per_s"]), unit="1/s"),
+        Figure(
+            name="main job, longest gap in the failover",
+            value=round(found["failover_gap_ms"] / 1000, 3),
+            unit="s",
+            kind=Bound.BELOW,
+            limit=1.0,
+        ),
+    ]
+
+
 async def measured(name: str, pace: Pace, say: Say) -> list[Figure]:
     """The figures of one topic, in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="atoll-bench-") as folder:
@@ -251,4 +294,6 @@ TOPICS: dict[str, Callable[[Pace, Path, Say], Awaitable[list[Figure]]]] = {
     "hot": hot,
     "states": states,
     "failover": failover,
+    "start": start_up,
+    "main-job": main_job,
 }
