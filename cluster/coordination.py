@@ -112,7 +112,8 @@ class Coordination:
     def _may_place(self, hosts: Sequence[HostRow], shards: Sequence[ShardRow]) -> bool:
         if self._gathered:
             return True
-        live = {host.incarnation for host in hosts if host.state is HostState.LIVE}
+        # Only those that this coordinator has met: rows of an earlier life of the cluster look alive for a while.
+        live = {host.incarnation for host in hosts if host.state is HostState.LIVE and host.incarnation in self._links}
         now = self._world.monotonic()
         if live and self._gathering_since is None:
             self._gathering_since = now
