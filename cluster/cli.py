@@ -1,4 +1,4 @@
-"""The command line: `atoll start|status|stop|config`. Thin: it checks, asks, prints; what happens is elsewhere.
+"""The command line. Thin: it checks, asks and prints; what happens is elsewhere.
 
 Exit codes: 0 done; 1 it could not be done, or (`status`) not all is well, and the line says what to do; 2 the command
 line, a setting or the app is wrong; 130 or 143 interrupted (SIGINT, SIGTERM).
@@ -6,67 +6,26 @@ line, a setting or the app is wrong; 130 or 143 interrupted (SIGINT, SIGTERM).
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
-from ..actors.errors import AtollError
 from ..actors.settings import Settings
-from .loading import AppImportError, load_app
+from .cli_common import Address, AppDir, AppName, AppPath, AsJson, console, fail, show, told_in_one_line
+from .cli_reading import journal, log
+from .loading import load_app
 from .starting import look, start_app, stop_app
 
 app = typer.Typer(
     help="Atoll: durable entities on Ray.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-console = Console(highlight=False)
-errors = Console(stderr=True)
-
-INTERRUPTED = "interrupted: what had been begun was undone"
-TABLE_WIDTH = 400
-"""A table takes what it needs and is never cut: addresses are there to be copied."""
-
-AppPath = Annotated[str, typer.Argument(help="module:app, as uvicorn takes it", metavar="APP")]
-AppName = Annotated[str, typer.Argument(help="the app's name, as in atoll.App(name)", metavar="NAME")]
-AppDir = Annotated[str, typer.Option("--app-dir", help="folder in which the app's module lies")]
-Address = Annotated[
-    str | None, typer.Option("--address", help="of the Ray cluster; default RAY_ADDRESS, else this machine")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
-
-
-def fail(message: str, code: int = 1) -> NoReturn:
-    line = " ".join(message.split())  # one line, whatever an app's own error says
-    errors.print(f"atoll: {line}", style="red", highlight=False, soft_wrap=True, markup=False)
-    raise typer.Exit(code)
-
-
-@contextlib.contextmanager
-def told_in_one_line() -> Iterator[None]:
-    """Whatever can be expected to go wrong becomes one line and an exit code."""
-    try:
-        yield
-    except AppImportError as error:
-        fail(str(error), 2)
-    except (AtollError, OSError) as error:
-        fail(str(error))
-    except ValueError as error:
-        fail(str(error), 2)
-    except KeyboardInterrupt:
-        fail(INTERRUPTED, 130)
-    except SystemExit:  # SIGTERM
-        fail(INTERRUPTED, 143)
-
-
-def show(table: Table) -> None:
-    Console(width=TABLE_WIDTH).print(table)
+app.add_typer(log, name="log")
+app.add_typer(journal, name="journal")
 
 
 @app.callback(invoke_without_command=True)

@@ -49,6 +49,8 @@ SHELLS: dict[str, tuple[str, ...]] = {
     "cluster.host_process": ("os", "pathlib", "print", "uvloop"),
     # the command line, and starting an app as one step that is done or undone
     "cluster.cli": ("os",),
+    "cluster.cli_common": ("os",),
+    "cluster.cli_reading": ("asyncio.run", "os"),
     "cluster.starting": ("asyncio.run", "pathlib", "secrets", "signal", "threading", "time"),
     "cluster.ray_status": ("time",),
     # the lease is kept on a thread, so that a handler that burns CPU does not cost the host its shards

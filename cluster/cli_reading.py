@@ -1,0 +1,123 @@
+"""`atoll log` and `atoll journal`: looking into a store, with hosts running on it or without."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE
+from rich.table import Table
+
+from ..actors.settings import Settings
+from .cli_common import AppDir, AppPath, AsJson, show, told_in_one_line
+from .loading import load_app
+from .reading import StoreReader, reading
+from .starting import store_url
+
+log = typer.Typer(help="What stands in the logs of hosts, dead ones included.", no_args_is_help=True)
+journal = typer.Typer(help="What happened to one entity.", no_args_is_help=True)
+
+FOLLOW_S = 0.5
+
+StoreUrl = Annotated[str | None, typer.Option("--store", help="store URL; default as for `atoll start`")]
+Kind = Annotated[str, typer.Argument(metavar="KIND")]
+Id = Annotated[str, typer.Argument(metavar="ID")]
+
+
+def _read(app_path: str, app_dir: str, store: str | None, work: Callable[[StoreReader], Awaitable[None]]) -> None:
+    async def with_store() -> None:
+        app = load_app(app_path, app_dir)
+        settings, _ = Settings.load(app.settings_asked, os.environ)
+        async with reading(store_url(app, store, os.environ), app.name, settings.shards) as reader:
+            await work(reader)
+
+    with told_in_one_line():
+        asyncio.run(with_store())
+
+
+def _print(entries: list[dict[str, Any]]) -> None:
+    """One JSON object a line: to be read, searched and piped."""
+    for entry in entries:
+        typer.echo(json.dumps(entry, ensure_ascii=False))
+
+
+@log.command("list")
+def log_list(app_path: AppPath, app_dir: AppDir = ".", store: StoreUrl = None, as_json: AsJson = False) -> None:
+    """List the logs: whose, in which state, how many rows."""
+
+    async def work(reader: StoreReader) -> None:
+        found = await reader.logs()
+        if as_json:
+            _print(found)
+            return
+        table = Table(*(found[0] if found else ("incarnation",)), box=SIMPLE)
+        for entry in found:
+            table.add_row(*map(str, entry.values()))
+        show(table)
+
+    _read(app_path, app_dir, store, work)
+
+
+@log.command("show")
+def log_show(
+    app_path: AppPath,
+    incarnation: Annotated[int, typer.Argument(help="as `atoll log list` shows it")],
+    app_dir: AppDir = ".",
+    store: StoreUrl = None,
+    after: Annotated[int, typer.Option(help="only rows above this one")] = 0,
+) -> None:
+    """Decode a log: one record a line, as JSON."""
+
+    async def work(reader: StoreReader) -> None:
+        _print(await reader.log(incarnation, after))
+
+    _read(app_path, app_dir, store, work)
+
+
+@journal.command("show")
+def journal_show(
+    app_path: AppPath,
+    kind: Kind,
+    id: Id,
+    app_dir: AppDir = ".",
+    store: StoreUrl = None,
+    after: Annotated[int, typer.Option(help="only commits above this version")] = 0,
+) -> None:
+    """Show an entity's commits, oldest first, one a line as JSON."""
+
+    async def work(reader: StoreReader) -> None:
+        commits = await reader.journal(kind, id, after)
+        _print(commits)
+        if not commits:
+            _print([await reader.state(kind, id)])
+
+    _read(app_path, app_dir, store, work)
+
+
+@journal.command("state")
+def journal_state(app_path: AppPath, kind: Kind, id: Id, app_dir: AppDir = ".", store: StoreUrl = None) -> None:
+    """Show the newest state of an entity that the tables have."""
+
+    async def work(reader: StoreReader) -> None:
+        _print([await reader.state(kind, id)])
+
+    _read(app_path, app_dir, store, work)
+
+
+@journal.command("tail")
+def journal_tail(app_path: AppPath, kind: Kind, id: Id, app_dir: AppDir = ".", store: StoreUrl = None) -> None:
+    """Follow an entity's commits until interrupted."""
+
+    async def work(reader: StoreReader) -> None:
+        seen = 0
+        while True:
+            commits = await reader.journal(kind, id, seen)
+            _print(commits)
+            seen = commits[-1]["seq"] if commits else seen
+            await asyncio.sleep(FOLLOW_S)
+
+    _read(app_path, app_dir, store, work)
