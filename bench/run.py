@@ -56,6 +56,8 @@ def main(
     if only is not None and only not in TOPICS:
         raise typer.BadParameter(f"{only!r} is no topic: {', '.join(TOPICS)}", param_hint="--only")
     console = Console()
+    if not console.is_terminal:
+        console.width = 140  # in a file or a log no figure is to be wrapped
     logging.getLogger("atoll").setLevel(logging.ERROR)  # that killed hosts are condemned is no news here
     topics = list(TOPICS) if only is None else [only]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -152,6 +152,8 @@ class Coordination:
     def welcomed(self, link: Link, welcome: Welcome) -> None:
         self._links[welcome.incarnation] = link
         self._suspects.discard(welcome.incarnation)
+        if not self._gathered:
+            self.poke()  # it may be the one that was waited for
 
     def received(self, link: Link, messages: list[Message]) -> None:
         """Hosts tell a coordinator nothing that it acts on: its facts are the store's."""

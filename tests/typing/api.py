@@ -40,6 +40,7 @@ class Account(atoll.EventSourced, kind="account"):
         self.emit(Deposited(amount))
         assert_type(self.context.now, datetime)
         assert_type(self.context.id, str)
+        assert_type(self.context.entity(Account, "bob"), Account)
         self.context.delete()
         return self.balance
 
