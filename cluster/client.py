@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
@@ -95,7 +95,7 @@ class Client:
         self._handshakes: dict[Link, asyncio.Future[None]] = {}
         self._unanswered = 0
         self._unanswered_bytes = 0
-        self._blocked: deque[Lane] = deque()
+        self._blocked: OrderedDict[Lane, None] = OrderedDict()
         """Lanes with a backlog that wait for room in the client's own window."""
         self._deadlines: dict[int, deque[Outgoing]] = {}
         """By time-out (in looks, so that there are few), which keeps each in order of deadline."""
@@ -212,7 +212,7 @@ class Client:
             if self._unanswered >= settings.window_commands or (
                 self._unanswered and self._unanswered_bytes + size > settings.window_bytes
             ):
-                self._blocked.append(lane)
+                self._blocked[lane] = None
                 return
             backlog.popleft()
             lane.enter(out)
@@ -231,14 +231,14 @@ class Client:
             return None
         self._unanswered -= 1
         self._unanswered_bytes -= len(out.request.arguments)
-        if lane.backlog or self._blocked:
+        if lane.backlog:
+            self._blocked[lane] = None
+        if self._blocked:
             now = self._world.monotonic()
-            if lane.backlog:
-                self._admit(lane, now)
             for _ in range(len(self._blocked)):
                 if self._unanswered >= self._settings.window_commands:
                     break
-                self._admit(self._blocked.popleft(), now)
+                self._admit(self._blocked.popitem(last=False)[0], now)  # lane by lane: a busy one starves no other
         return out
 
     def _forget(self, lane: Lane, out: Outgoing) -> None:
