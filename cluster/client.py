@@ -428,8 +428,8 @@ class Client:
 
     def closed(self, link: Link, reason: str) -> None:
         self._handshake_over(link)
-        if link.refusal is Refusal.SESSION_EXPIRED:
-            self._begin_anew()
+        if link.refusal is Refusal.SESSION_EXPIRED and link.client == self._client:
+            self._begin_anew()  # said once: of several connections that are told so, the others come too late
         elif link.refusal is not None and not link.refusal.temporary:
             self._refused = Unavailable(f"{link.address} refuses: {reason}")
         if self._links.get(link.address) is link:
@@ -445,8 +445,6 @@ class Client:
 
     def _begin_anew(self) -> None:
         """The hosts forgot this client: what was sent has an unknown outcome, the rest gets new numbers."""
-        if not self._client:
-            return
         log.warning("the session of client %d expired: registering anew", self._client)
         self._client = 0
         self._generation = 0

@@ -69,6 +69,11 @@ class Link(Connection):
         self._client_handshake = ClientHandshake(terms, token, world.entropy(NONCE_BYTES))
 
     @property
+    def client(self) -> int:
+        """The session that it asked to go on with; 0 for a new one."""
+        return self._client_handshake.hello.client
+
+    @property
     def congested(self) -> bool:
         """The host takes less than is sent: what is sent now waits in this process's memory."""
         return self._write_paused
