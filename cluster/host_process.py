@@ -60,14 +60,25 @@ def undo_niceness() -> None:
     """Ray starts its workers at nice 15, behind everything else on the machine. Take back what we may: all of it with
     the right to, else down to what RLIMIT_NICE allows. (`RAY_worker_niceness=0` before `ray start` avoids it.)
 
-    On Linux each thread has a value of its own, which the threads that it starts inherit: all there are must be set.
+    On Linux each thread has a value of its own, which the threads that it starts inherit. So all there are must be set,
+    and looked at again until nothing is left to do: one that was not reached yet may just have started another.
     """
-    threads = [int(task.name) for task in Path("/proc/self/task").iterdir()] if sys.platform == "linux" else [0]
-    for thread in threads:
-        for nice in range(os.getpriority(os.PRIO_PROCESS, thread) if thread else os.nice(0)):
-            with contextlib.suppress(OSError):
+    while any(_undo_niceness_of(thread) for thread in _threads()):
+        pass
+
+
+def _threads() -> list[int]:
+    return [int(task.name) for task in Path("/proc/self/task").iterdir()] if sys.platform == "linux" else [0]
+
+
+def _undo_niceness_of(thread: int) -> bool:
+    """True when it could be brought down now."""
+    with contextlib.suppress(OSError):  # it has ended
+        for nice in range(os.getpriority(os.PRIO_PROCESS, thread)):
+            with contextlib.suppress(PermissionError):
                 os.setpriority(os.PRIO_PROCESS, thread, nice)
-                break
+                return True
+    return False
 
 
 async def run_host(spec: HostSpec, ready: Callable[[RunningHost], None]) -> NoReturn:
