@@ -4,7 +4,8 @@
 
 A turn ends in one of two ways. *Kept*: the result and everything to be stored are encoded and checked first, and only
 then does the activation move on; what was encoded becomes its new staged state. *Forgotten*: the entity is put back to
-its last staged state, which is the newest one that was kept, committed or not (protocol rule 10).
+its last staged state, which is the newest one that was kept, committed or not (protocol rule 10); the messages that it
+sent and the timers that it set are not heard of again.
 
 How a turn is forgotten:
   Entity        the encoded state from before the turn is decoded again, when it differs from the state after it;
@@ -27,6 +28,7 @@ from .context import Stage
 from .entity import apply_event, prepared, set_stage
 from .errors import CorruptRecord, HandlerFailed, Rejected
 from .kind import EntityKind, Handler
+from .outgoing import OutboxFull
 from .settings import Settings
 from .stored import StoredEntity, StoredEvent, StoredState
 from .turn import Turn, TurnResult
@@ -35,18 +37,26 @@ from .turn import Turn, TurnResult
 class Activation:
     """See above. Small: an idle one is this object, the entity, and the encoded state or the events to undo to."""
 
-    __slots__ = ("_base", "_entity", "_exists", "_resources", "_settings", "_since", "id", "kind", "seq")
+    __slots__ = ("_app_name", "_base", "_entity", "_exists", "_resources", "_settings", "_since", "id", "kind", "seq")
 
     def __init__(
-        self, kind: EntityKind, id: str, stored: StoredEntity, settings: Settings, resources: Any = None
+        self,
+        kind: EntityKind,
+        id: str,
+        stored: StoredEntity,
+        settings: Settings,
+        resources: Any = None,
+        app_name: str = "",
     ) -> None:
-        """Raises `CorruptRecord` naming the entity when what is stored does not decode or does not apply."""
+        """`app_name`: its entities send messages to none of another app. Raises `CorruptRecord` naming the entity when
+        what is stored does not decode or does not apply."""
         self.kind = kind
         self.id = id
         self.seq = stored.seq
         """The version of the staged state."""
         self._settings = settings
         self._resources = resources
+        self._app_name = app_name
         self._entity = prepared(kind)
         self._exists = stored.state is not None or bool(stored.events)
         """Something of it is staged or stored; False before its first change and after its deletion."""
@@ -136,7 +146,7 @@ class Activation:
     # ---- inside a turn ---------------------------------------------------------------------------------------------
 
     def _begin(self, turn: Turn, read_only: str) -> Stage:
-        stage = Stage(self.kind, self.id, turn, self._resources, self._settings.event_bytes_max, read_only)
+        stage = Stage(self.kind, self.id, turn, self._resources, self._settings, self._app_name, read_only)
         set_stage(self._entity, stage)
         return stage
 
@@ -150,12 +160,17 @@ class Activation:
             payload = handler.encode_reply(value)
             if len(payload) > self._settings.reply_bytes_max:
                 _refuse_size("its result", payload, "reply_bytes_max", self._settings.reply_bytes_max)
-            if self.kind.event_sourced:
-                return self._keep_events(stage, payload)
-            return self._keep_state(stage, payload)
+            result = self._keep_events(stage, payload) if self.kind.event_sourced else self._keep_state(stage, payload)
         except Exception as error:  # noqa: BLE001 - objects of the user's own may raise anything when encoded
             self.rewind()
             return _failed(f"{handler.label} {error}; nothing was kept", error)
+        result.passivate = stage.passivate
+        outgoing = stage.outgoing
+        if outgoing is not None:
+            result.messages = tuple(outgoing.messages)
+            result.timers = tuple(outgoing.timers.values())
+            result.timers_gone = tuple(outgoing.timers_gone)
+        return result
 
     def _keep_state(self, stage: Stage, payload: bytes) -> TurnResult:
         """Everything that can fail comes first; from there on the turn is kept."""
@@ -166,7 +181,7 @@ class Activation:
         if stage.deleted:
             return self._keep_deletion(stage, payload)
         if after == self._base:
-            return TurnResult(Status.OK, payload, passivate=stage.passivate)
+            return TurnResult(Status.OK, payload)
         if stage.read_only:
             raise ValueError("changed the state, and a query only reads: make it a command")
         if len(after) > self._settings.state_bytes_max:
@@ -174,11 +189,11 @@ class Activation:
         kind.check_state(after)
         self._base = after
         if not kind.durable:
-            return TurnResult(Status.OK, payload, passivate=stage.passivate)
+            return TurnResult(Status.OK, payload)
         self._exists = True
         self.seq += 1
         state = StoredState(kind.state_versions.version, after)
-        return TurnResult(Status.OK, payload, changed=True, state=state, passivate=stage.passivate)
+        return TurnResult(Status.OK, payload, changed=True, state=state)
 
     def _keep_events(self, stage: Stage, payload: bytes) -> TurnResult:
         """Everything that can fail comes first; from there on the turn is kept."""
@@ -189,7 +204,7 @@ class Activation:
             return self._keep_deletion(stage, payload)
         events = stage.events
         if not events:
-            return TurnResult(Status.OK, payload, passivate=stage.passivate)
+            return TurnResult(Status.OK, payload)
         state: StoredState | None = None
         if len(events) + len(self._since or ()) >= self._settings.snapshot_every:
             data = kind.encode_state(self._entity)
@@ -205,9 +220,7 @@ class Activation:
             self._since.extend(events)
         self._exists = True
         self.seq += 1
-        return TurnResult(
-            Status.OK, payload, changed=True, state=state, events=tuple(events), passivate=stage.passivate
-        )
+        return TurnResult(Status.OK, payload, changed=True, state=state, events=tuple(events))
 
     def _keep_deletion(self, stage: Stage, payload: bytes) -> TurnResult:
         kind = self.kind
@@ -216,15 +229,16 @@ class Activation:
         self._since = None
         self._exists = False
         if not kind.durable:
-            return TurnResult(Status.OK, payload, passivate=stage.passivate)
+            return TurnResult(Status.OK, payload)
         self.seq += 1
-        events = tuple(stage.events)
-        return TurnResult(Status.OK, payload, changed=True, events=events, deleted=True, passivate=stage.passivate)
+        return TurnResult(Status.OK, payload, changed=True, events=tuple(stage.events), deleted=True)
 
     def _forgotten(self, handler: Handler, stage: Stage, error: BaseException) -> TurnResult:
         self._end(stage)
         if not isinstance(error, Rejected):
             self.rewind()
+            if isinstance(error, OutboxFull):
+                return TurnResult(Status.OVERLOADED, encode_message(f"{handler.label}: {error}"))
             return _failed(f"{handler.label} raised {_said(error)}", error)
         if stage.events or stage.broken is not None or self._differs():
             self.rewind()

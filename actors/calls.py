@@ -18,7 +18,7 @@ class Mode(enum.IntEnum):
     ASK = 0
     """Answered after its effects are committed."""
     TELL = 1
-    """Answered once it is durably accepted; carries no result."""
+    """Answered once it is durably accepted; carries no result, and no refusal of the entity."""
 
 
 class Status(enum.IntEnum):
@@ -33,7 +33,8 @@ class Status(enum.IntEnum):
     HANDLER_FAILED = 3
     """Payload: a UTF-8 message. Nothing was kept."""
     OVERLOADED = 4
-    """Payload: a UTF-8 message. It never ran."""
+    """Payload: a UTF-8 message. It never ran, or there was no room for the messages that it sent and nothing of it was
+    kept."""
     DEADLINE_EXCEEDED = 5
     """Payload: a UTF-8 message. It never ran."""
     UNAVAILABLE = 6

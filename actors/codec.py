@@ -61,6 +61,13 @@ def encode_message(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
+def message_of(status: Status, payload: bytes) -> str:
+    """The text of an answer that is not OK."""
+    if status is Status.REJECTED:
+        return _decode_rejected(payload).message
+    return payload.decode("utf-8", "replace")
+
+
 def encode_rejected(error: Rejected) -> bytes:
     """A refusal as a payload. Raises (TypeError, ValueError ...) when a field's value does not fit its annotation."""
     cls = type(error)

@@ -8,20 +8,24 @@ back cannot stage anything any more.
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any, Final, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar, overload
 
 import msgspec
 
 from .calls import Request
-from .ids import checked_entity_id, derived_command_id
-from .kind import EntityKind, kind_of
-from .reference import reference
-from .stored import StoredEvent
+from .handlers import Command
+from .ids import checked_entity_id, checked_timer_name, derived_command_id
+from .kind import EntityKind, Handler, kind_of
+from .outgoing import Outgoing
+from .reference import BoundCommand, reference
+from .settings import Settings
+from .stored import StoredEvent, StoredTimer
+from .timers import EPOCH, Missed, due_ms_of, every_ms_of
 from .turn import Turn
 
 E = TypeVar("E")
+P = ParamSpec("P")
 
-_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 _END_OF_TIME: Final = dt.datetime.max.replace(tzinfo=dt.UTC)
 
 
@@ -32,10 +36,13 @@ class Stage(msgspec.Struct, eq=False):
     id: str
     turn: Turn
     resources: Any
-    event_bytes_max: int
+    settings: Settings
+    app_name: str
     read_only: str
     """Why nothing may be written in this turn, empty when it may."""
     events: list[StoredEvent] = []
+    outgoing: Outgoing | None = None
+    """None: nothing was sent, scheduled or cancelled."""
     deleted: bool = False
     passivate: bool = False
     asks: int = 0
@@ -67,13 +74,36 @@ class Stage(msgspec.Struct, eq=False):
                 f"add `@atoll.apply def _name(self, event: {type(event).__name__}) -> None`"
             )
         stored, read = event_type.stored(event)
-        if len(stored.data) > self.event_bytes_max:
+        bytes_max = self.settings.event_bytes_max
+        if len(stored.data) > bytes_max:
             raise ValueError(
-                f"the event {stored.name} has {len(stored.data)} bytes, more than event_bytes_max "
-                f"({self.event_bytes_max})"
+                f"the event {stored.name} has {len(stored.data)} bytes, more than event_bytes_max ({bytes_max})"
             )
         self.events.append(stored)
         return read
+
+    def going_out(self, what: str) -> Outgoing:
+        """Where messages and timers are staged. Raises `RuntimeError` where there can be none."""
+        self.may_write(what)
+        if not self.kind.durable:
+            raise RuntimeError(
+                f"{what} in {self.kind.name}/{self.id}: a kind with durable=False has no outbox and no timers, since "
+                f"nothing of it is committed"
+            )
+        if self.outgoing is None:
+            self.outgoing = Outgoing(self.settings, self.turn.sends_max)
+        return self.outgoing
+
+    def own_handler(self, command: object) -> Handler:
+        """The handler that `self.<name>` stands for. Raises `TypeError` for anything but a command of this class."""
+        kind = self.kind
+        handler = kind.handlers.get(command.__name__) if isinstance(command, Command) else None
+        if handler is None or getattr(kind.entity_class, handler.name) is not command:
+            raise TypeError(
+                f"a timer runs a command of its own entity: pass self.<name> of a command of {kind.name}, "
+                f"not {command!r}; to reach another entity, send from that command"
+            )
+        return handler
 
 
 class Context:
@@ -92,7 +122,7 @@ class Context:
     @property
     def now(self) -> dt.datetime:
         """The time of this turn, in UTC: the same however often it is read."""
-        return _EPOCH + dt.timedelta(milliseconds=self._stage.turn.now_ms)
+        return EPOCH + dt.timedelta(milliseconds=self._stage.turn.now_ms)
 
     @property
     def deadline(self) -> dt.datetime:
@@ -103,28 +133,132 @@ class Context:
             return _END_OF_TIME
 
     @property
+    def due(self) -> dt.datetime | None:
+        """The time, in UTC, for which the timer was set that runs this command; None when a caller or a message does.
+        It lies before `now`, by much after a downtime, and is the same when the tick is tried again."""
+        due_ms = self._stage.turn.due_ms
+        return None if due_ms is None else EPOCH + dt.timedelta(milliseconds=due_ms)
+
+    @property
     def resources(self) -> Any:
         """What the app's `resources` gave this host: pools, clients. The same object for all entities of the host."""
         return self._stage.resources
 
     def entity(self, kind: type[E], id: str) -> E:
-        """The address of another entity, to be asked from this handler: `await self.context.entity(Kind, id).go(...)`.
+        """The address of another entity: for `send`, or to be asked, `await self.context.entity(Kind, id).go(...)`.
 
-        The turn is kept while it waits. The ask leaves once this entity's earlier commits are durable, ends with this
-        command's deadline, and takes its command ID from this command: when the handler runs again after a crash, it
-        gets the recorded answer. It takes effect even if this command then fails. An entity that (through others)
-        already waits for this one fails it at once with `CallCycle`. Only `async def` handlers can wait.
+        The turn is kept while it waits for an answer. The ask leaves once this entity's earlier commits are durable,
+        ends with this command's deadline, and takes its command ID from this command: when the handler runs again after
+        a crash, it gets the recorded answer. It takes effect even if this command then fails. An entity that (through
+        others) already waits for this one fails it at once with `CallCycle`. Only `async def` handlers can wait.
         """
         target: E = reference(_HandlerCaller(self._stage), kind_of(kind), checked_entity_id(id))
         return target
 
-    def delete(self) -> None:
-        """Forget this entity's state when this command succeeds; the next command begins from the defaults.
+    def send(self, command: Command[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> None:
+        """Send a command to another entity, committed with this one; no answer comes back.
 
-        Its version goes on counting. Raises `RuntimeError` in queries and hooks.
+            self.context.send(self.context.entity(Account, "bob").deposit, 10)
+
+        It leaves once this command is committed, all together or not at all, and takes effect exactly once, whoever
+        dies; messages of this entity to one other arrive in the order sent. One that fails or is refused there fares as
+        a `tell` does.
+
+        Raises `InvalidCommand` for arguments that do not fit; `TypeError` for anything but a command of a reference
+        without options; `ValueError` for one of another app, and above `messages_per_turn_max` or `outgoing_bytes_max`;
+        `RuntimeError` in queries, hooks and kinds that are not durable; `Overloaded` while the outbox is full: let it
+        escape, then nothing is kept and the caller learns that it may repeat.
         """
-        self._stage.may_write("context.delete()")
-        self._stage.deleted = True
+        outgoing = self._stage.going_out("context.send()")
+        target: object = command
+        if not isinstance(target, BoundCommand):
+            raise TypeError(
+                f"context.send takes a command of a reference, as self.context.entity(Kind, id).<name>, not {target!r}"
+            )
+        outgoing.send(target.message(self._stage.app_name, args, kwargs))
+
+    @overload
+    def schedule(
+        self,
+        name: str,
+        when: dt.timedelta | dt.datetime,
+        command: Command[P, Any],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> None: ...
+    @overload
+    def schedule(
+        self,
+        name: str,
+        when: dt.timedelta | dt.datetime,
+        command: Command[..., Any],
+        /,
+        *args: Any,
+        every: dt.timedelta,
+        missed: Missed = "coalesce",
+        **kwargs: Any,
+    ) -> None: ...
+    def schedule(
+        self,
+        name: str,
+        when: dt.timedelta | dt.datetime,
+        command: Command[..., Any],
+        /,
+        *args: Any,
+        every: Any = None,
+        missed: Any = "coalesce",
+        **kwargs: Any,
+    ) -> None:
+        """Run a command of this entity later: after a delay, or at an aware time (one that has passed: at once).
+
+            self.context.schedule("expire", timedelta(minutes=15), self.expire, order)
+            self.context.schedule("interest", first_of_month, self.add_interest, every=timedelta(days=30))
+
+        The timer is committed with this command, outlives every host, and takes the place of an earlier one of its
+        name. Its tick finds its time in `context.due`; one that fails or is refused fares as a `tell` does. Until its
+        tick has succeeded, `cancel` and a new `schedule` win over it.
+
+        `every` repeats it in steps from the first due time. `missed`: of ticks that were missed meanwhile "coalesce"
+        runs one for all of them, "catch_up" each. With `every` no type checker compares the arguments with the command;
+        a misfit raises when the line runs. A parameter of the command that is named as one of the two is given by
+        position.
+
+        Raises `InvalidCommand` for a name (1-255 bytes of UTF-8) or arguments that do not fit; `TypeError` and
+        `ValueError` for a time or an interval that cannot be, and above `timers_per_turn_max` or `outgoing_bytes_max`;
+        `RuntimeError` in queries, hooks and kinds that are not durable.
+        """
+        stage = self._stage
+        outgoing = stage.going_out("context.schedule()")
+        handler = stage.own_handler(command)
+        if missed not in ("coalesce", "catch_up"):
+            raise ValueError(f'missed is "coalesce" or "catch_up", not {missed!r}')
+        if missed == "catch_up" and every is None:
+            raise ValueError('missed="catch_up" is for timers that repeat: give every=timedelta(...)')
+        checked_name = checked_timer_name(name)
+        due_ms = due_ms_of(when, stage.turn.now_ms)
+        every_ms = 0 if every is None else every_ms_of(every, stage.settings.timer_every_ms_min)
+        arguments = handler.encode_arguments(args, kwargs)
+        outgoing.schedule(
+            StoredTimer(checked_name, due_ms, handler.name, arguments, every_ms, catch_up=missed == "catch_up")
+        )
+
+    def cancel(self, name: str) -> None:
+        """Take the timer of that name away when this command succeeds, also when its tick is queued already. No error
+        when there is none. Raises as `schedule`."""
+        self._stage.going_out("context.cancel()").cancel(checked_timer_name(name))
+
+    def delete(self) -> None:
+        """Forget this entity's state and its timers when this command succeeds; the next one begins from the defaults.
+
+        Timers that this command scheduled before go too, those that it schedules afterwards stay; what it sent leaves
+        all the same. The version goes on counting. Raises `RuntimeError` in queries and hooks.
+        """
+        stage = self._stage
+        stage.may_write("context.delete()")
+        stage.deleted = True
+        if stage.outgoing is not None:
+            stage.outgoing.delete()
 
     def passivate(self) -> None:
         """Let this entity leave memory after this turn, until it is called again; nothing is lost by it."""
@@ -146,8 +280,7 @@ class _HandlerCaller:
 
     @property
     def app_name(self) -> str:
-        caller = self._stage.turn.caller
-        return caller.app_name if caller is not None else ""
+        return self._stage.app_name
 
     async def call(self, request: Request) -> bytes:
         stage = self._stage

@@ -3,8 +3,8 @@
 They only mark. What a mark means is worked out when the whole class is there (kind.py). `Command` and `Query` are what
 type checkers see on a reference: `alice.deposit(10)` is a coroutine of the handler's result, `alice.deposit.tell(10)`
 exists for commands only. At run time a reference has sendable ones of its own (reference.py); the ones here stand in
-the class, are values that name their handler, and refuse to be called: inside an entity, shared logic belongs in a
-plain method.
+the class, are values that name their handler (`context.schedule` takes them), and refuse to be called: inside an
+entity, shared logic belongs in a plain method.
 """
 
 from __future__ import annotations
@@ -35,10 +35,13 @@ class Command(Generic[P, R]):
         _refuse_call(self.__qualname__)
 
     def tell(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, None]:
-        """Return once the command is durably accepted; it runs exactly once, and its result goes nowhere.
+        """Return once the command is durably accepted: it then takes effect exactly once, whoever dies, and its result
+        goes nowhere.
 
-        Until mailboxes are durable, that is once it ran and its effects are committed; if it was refused or failed, the
-        caller hears of it as from an ask.
+        Neither does a refusal. While its handler fails it is tried again, with growing pauses; after
+        `tell_attempts_max` runs, and at once when it is `Rejected`, it is a dead letter, to be looked at and replayed.
+        What is raised here says that it was not accepted (`InvalidCommand`, `NotExecuted`), or perhaps not
+        (`OutcomeUnknown`).
         """
         _refuse_call(self.__qualname__)
 

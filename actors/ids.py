@@ -1,4 +1,4 @@
-"""Names that come from outside: entity IDs, kinds, command IDs. Checked here, once, before anything else sees them."""
+"""Names that come from outside: of entities, kinds, commands, timers. Checked here, once, before anything sees them."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from .errors import InvalidCommand
 ENTITY_ID_BYTES_MAX = 255
 """Of UTF-8. Every record, frame and index row carries the ID; a key that long is data in disguise."""
 COMMAND_ID_BYTES_MAX = 255
+TIMER_NAME_BYTES_MAX = 255
 KIND_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 _COMMAND_ID_PATTERN = re.compile(r"atl-([0-9a-f]{12})-[0-9a-f]{20}")
 
 
 def checked_entity_id(value: object) -> str:
     """Return `value` when it can be an entity's ID, else raise `InvalidCommand` that says why not."""
-    if not isinstance(value, str):
-        raise InvalidCommand(f"an entity ID is a str, got {type(value).__name__}: convert it, e.g. str(...)")
-    try:
-        size = len(value.encode())
-    except UnicodeEncodeError:
-        raise InvalidCommand("an entity ID must be valid Unicode, this one holds a lone surrogate") from None
-    if not 1 <= size <= ENTITY_ID_BYTES_MAX:
-        raise InvalidCommand(f"an entity ID has 1 to {ENTITY_ID_BYTES_MAX} bytes of UTF-8, this one has {size}")
-    return value
+    return _checked(value, "an entity ID", ENTITY_ID_BYTES_MAX)
 
 
 def checked_command_id(value: object) -> str:
     """Return `value` when it can be a caller-supplied command ID, else raise `InvalidCommand`."""
+    return _checked(value, "a command ID", COMMAND_ID_BYTES_MAX)
+
+
+def checked_timer_name(value: object) -> str:
+    """Return `value` when it can name a timer, else raise `InvalidCommand`."""
+    return _checked(value, "a timer's name", TIMER_NAME_BYTES_MAX)
+
+
+def _checked(value: object, what: str, bytes_max: int) -> str:
     if not isinstance(value, str):
-        raise InvalidCommand(f"a command ID is a str, got {type(value).__name__}")
+        raise InvalidCommand(f"{what} is a str, got {type(value).__name__}: convert it, e.g. str(...)")
     try:
         size = len(value.encode())
     except UnicodeEncodeError:
-        raise InvalidCommand("a command ID must be valid Unicode, this one holds a lone surrogate") from None
-    if not 1 <= size <= COMMAND_ID_BYTES_MAX:
-        raise InvalidCommand(f"a command ID has 1 to {COMMAND_ID_BYTES_MAX} bytes of UTF-8, this one has {size}")
+        raise InvalidCommand(f"{what} must be valid Unicode, this one holds a lone surrogate") from None
+    if not 1 <= size <= bytes_max:
+        raise InvalidCommand(f"{what} has 1 to {bytes_max} bytes of UTF-8, this one has {size}")
     return value
 
 

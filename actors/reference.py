@@ -19,6 +19,7 @@ from .calls import Caller, Mode, Request
 from .errors import InvalidCommand, Unavailable
 from .ids import checked_command_id, checked_entity_id
 from .kind import EntityKind, Handler, newest_kind
+from .stored import StoredMessage
 
 _callers: dict[str, list[ref[Caller]]] = {}
 """By app name the callers that are connected now, the newest last."""
@@ -212,6 +213,16 @@ class BoundCommand(BoundQuery):
         other = self._with(checked, timeout, fail_fast)
         assert isinstance(other, BoundCommand)
         return other
+
+    def message(self, app_name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> StoredMessage:
+        """This command, as an entity of the app `app_name` sends it. Raises `InvalidCommand` for arguments that do not
+        fit, `ValueError` for another app, `TypeError` for options that a message has not."""
+        if self._app != app_name:
+            raise ValueError(f"{self!r} is of another app; an entity of {app_name!r} sends within its app only")
+        if self._command_id or self._timeout_s is not None or self._fail_fast:
+            raise TypeError(f"{self!r} has options, and a message takes none: it has no caller, ID or deadline")
+        handler = self._handler
+        return StoredMessage(self._kind_name, self._id, handler.name, handler.encode_arguments(args, kwargs))
 
 
 def _is_number(value: object) -> bool:

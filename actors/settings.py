@@ -8,7 +8,7 @@ Units come last in a name: `_s` seconds, `_ms` milliseconds, `_bytes` bytes; `_m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -27,6 +27,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One encoded event."""
     state_bytes_max: int = 1 << 20
     """Encoded state of one entity. It is written whole after each change: split what grows past this."""
+    messages_per_turn_max: Annotated[int, msgspec.Meta(ge=1, le=65_535)] = 1000
+    """Messages that one command sends: they stand in one record. Who has more to tell sends itself the rest. The upper
+    limit is that of their numbers, which have 16 bits for the place in the record."""
+    timers_per_turn_max: int = 1000
+    """Timers that one command sets or cancels: in one record, too."""
+    outgoing_bytes_max: int = 4 << 20
+    """Arguments of all messages and timers of one command: its record is written whole, so no larger than a batch."""
+    timer_every_ms_min: Annotated[int, msgspec.Meta(ge=1)] = 10
+    """The shortest interval of a repeating timer. Each tick is a turn and a commit: a hundred a second are plenty."""
 
     # ---- the wire
     frame_bytes_max: int = 16 << 20
@@ -38,6 +47,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     shard_window: int = 1024
     """How far a client's numbers may run ahead of its oldest unanswered one, per shard: bounds the recorded
     replies that a shard keeps for a client."""
+    stream_window: int = 512
+    """The same for messages from one shard to another: unanswered ones, and answered ones above the oldest of these.
+    Less than a client's, since there is a stream for each pair of shards."""
     handshake_timeout_s: float = 5.0
     """A peer that has not proved the token by then is dropped."""
     heartbeat_s: float = 1.0
@@ -81,6 +93,40 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """A client that no host has seen for this long is forgotten, with its recorded replies."""
     session_touch_s: float = 60.0
     """How often a host renews the sessions of its connected clients."""
+
+    # ---- delivery: work that outlives its host
+    accept_after_s: float = 0.02
+    """A tell that still waits for its turn after this is accepted by the next batch, however busy the host is. Sooner,
+    whenever the host has nothing else to run: one that runs at once needs no acceptance of its own."""
+    tell_attempts_max: int = 10
+    """Runs of an accepted command, of a message or of a timer's tick that may fail before it is a dead letter."""
+    tell_retry_first_s: float = 0.1
+    tell_retry_max_s: float = 5.0
+    """Exponential with full jitter: ten attempts take some 8 s, a short outage of what a handler calls outside."""
+    accepted_in_memory_max: int = 100_000
+    """Accepted commands in a host's memory; above this they are only stored, and come back as the others end."""
+    mailbox_stored_max: int = 100_000
+    """Accepted commands of one entity that are only stored; above this senders get `Overloaded`, as above the next."""
+    stored_commands_max: int = 1_000_000
+    stored_bytes_max: int = 4 << 30
+    """Those of one host: what a successor may have to work off."""
+    mailbox_page: int = 500
+    """Stored commands of one entity that are read at a time."""
+    resuming_max: int = 64
+    """Entities with stored work that are loaded at the same time after a takeover: callers' loads come in between."""
+    outbox_messages_max: int = 100_000
+    """Messages of one host that their receivers have not taken over; above this, turns that send are refused with
+    `Overloaded` until there is room. They stay in memory, about 1 KB each."""
+    outbox_bytes_max: int = 64 << 20
+    delivered_flush_s: float = 0.05
+    """Acknowledgements of messages ride in the next record of their shard, or after this in one of their own."""
+    timers_loaded_max: int = 100_000
+    """Timers in a host's memory; the others stay in the store until they are nearly due."""
+    timers_in_flight_max: int = 1_000
+    """Ticks that wait for their turn at the same time: a backlog of due timers is worked off in step with the host."""
+    dead_letters_max: int = 10_000
+    """Of one shard. Above this nothing is buried: what fails is tried on at the longest pause, until letters are
+    replayed or dropped."""
 
     # ---- ownership
     lease_s: float = 3.0

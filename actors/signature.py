@@ -163,6 +163,14 @@ class Handler:
             return ()
         return _as_tuple(self._decode_struct(arguments))
 
+    def misfit(self, arguments: bytes) -> str | None:
+        """What is wrong with the arguments, None when they fit."""
+        try:
+            self.decode_arguments(arguments)
+        except Exception as problem:  # noqa: BLE001 - whatever a user's type raises, the arguments do not fit
+            return self.complaint(problem)
+        return None
+
     def complaint(self, problem: BaseException) -> str:
         """What is wrong with the arguments, naming the parameter."""
         text = str(problem)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from .calls import Caller, Status
-from .stored import StoredEvent, StoredState
+from .stored import StoredEvent, StoredMessage, StoredState, StoredTimer
 
 
 class Turn(msgspec.Struct, frozen=True, gc=False):
@@ -22,6 +22,10 @@ class Turn(msgspec.Struct, frozen=True, gc=False):
     """Names the command that runs, the same whenever and wherever it is run again: asks take their IDs from it."""
     chain: tuple[str, ...] = ()
     """The entities (`kind/id`) that wait for this command, outermost first."""
+    due_ms: int | None = None
+    """The time for which the timer was set whose tick this turn is; None for commands of callers."""
+    sends_max: int = 0
+    """Messages that the outbox has room for: one more fails the turn as OVERLOADED."""
     caller: Caller | None = None
     """Carries the asks that the handler makes; None where there is nobody to ask (a plain handler, a hook, a test)."""
 
@@ -37,7 +41,18 @@ class TurnResult(msgspec.Struct, gc=False):
     """Entity: the new state. EventSourced: a snapshot, when one is due."""
     events: tuple[StoredEvent, ...] = ()
     deleted: bool = False
+    messages: tuple[StoredMessage, ...] = ()
+    """What the handler sent, in order: committed with the rest, delivered afterwards."""
+    timers: tuple[StoredTimer, ...] = ()
+    """What it scheduled: at most one per name. With `deleted`, what it scheduled after the deletion."""
+    timers_gone: tuple[str, ...] = ()
+    """The names that it cancelled, none of which stands in `timers`."""
     passivate: bool = False
     """The handler asked to leave memory after this turn."""
     error: BaseException | None = None
     """The handler's own exception (HANDLER_FAILED), for the host's log; never sent."""
+
+    @property
+    def has_effects(self) -> bool:
+        """There is something to commit."""
+        return bool(self.changed or self.messages or self.timers or self.timers_gone)

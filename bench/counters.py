@@ -5,7 +5,12 @@ A host process imports it as `counters:app`; the load generator imports it for i
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+
 import atoll
+
+LOOK_S = 0.2
 
 
 class Counter(atoll.Entity):
@@ -43,4 +48,40 @@ class Blob(atoll.Entity):
         return self.version
 
 
-app = atoll.App("bench", entities=[Counter, Tally, Blob])
+class Purse(atoll.Entity):
+    """Pays by message: the debit and the message are one commit, the credit another."""
+
+    paid: int = 0
+    received: int = 0
+
+    @atoll.command
+    def pay(self, to: str, amount: int) -> None:
+        self.paid += amount
+        self.context.send(self.context.entity(Purse, to).receive, amount)
+
+    @atoll.command
+    def receive(self, amount: int) -> None:
+        self.received += amount
+
+    @atoll.query
+    def credits(self) -> int:
+        return self.received
+
+
+class Gated(atoll.Entity):
+    """Works only once a file exists: until then its commands wait."""
+
+    runs: int = 0
+
+    @atoll.command
+    async def work(self, gate: str) -> None:
+        while not Path(gate).exists():  # noqa: ASYNC110, ASYNC240 - whoever makes it is another process
+            await asyncio.sleep(LOOK_S)
+        self.runs += 1
+
+    @atoll.query
+    def done(self) -> int:
+        return self.runs
+
+
+app = atoll.App("bench", entities=[Counter, Tally, Blob, Purse, Gated])

@@ -19,7 +19,7 @@ from typing import Any
 import uvloop
 
 from atoll.actors.settings import Settings
-from atoll.cluster.link import Link, open_link
+from atoll.cluster.link import Access, Link
 from atoll.cluster.network import TcpNetwork
 from atoll.cluster.server import Server
 from atoll.cluster.system import SystemWorld
@@ -104,9 +104,9 @@ async def measure(address: str, in_flight: int, seconds: float, size: int) -> tu
     """(requests per second, p50 in us, p99 in us)"""
     load = Load(in_flight, size)
     start = time.perf_counter()
-    link = await open_link(
-        TcpNetwork(), address, load, app="echo", token=_TOKEN, settings=Settings(), world=SystemWorld()
-    )
+    access = Access(app_name="echo", token=_TOKEN, settings=Settings(), world=SystemWorld(), network=TcpNetwork())
+    link = Link(load, address, access)
+    await link.open()
     await asyncio.sleep(seconds)
     load.running = False
     elapsed = time.perf_counter() - start

@@ -15,14 +15,15 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import echo
 import msgspec
 from counters import Blob, Counter, Tally, app
+from delivery import resume, tells, transfers
 from figures import Bound, Figure, against, percentile
 from load import drive
 from plain_cluster import HostProcess, PlainCluster, plain_cluster
+from topic import ENTITIES, HERE, IDS, IN_FLIGHT, WARM_UP_S, Pace, Say, additions, one_host
 
 from atoll.actors.settings import Settings
 from atoll.cluster.api import Cluster, local
@@ -30,33 +31,7 @@ from atoll.persistence.open import open_store
 from atoll.persistence.records import decode_batch
 from atoll.sharding.hashing import shard_of
 
-ENTITIES = 1000
-IDS = [f"e{number}" for number in range(ENTITIES)]
-IN_FLIGHT = 512
-HERE = Path(__file__).resolve().parent
-WARM_UP_S = 1.0
 FAILOVER_TIMEOUT_S = 30.0
-
-Say = Callable[[str], None]
-Ask = Callable[[], Awaitable[object]]
-
-
-class Pace:
-    """How long things are measured."""
-
-    def __init__(self, *, quick: bool, long: bool) -> None:
-        self.seconds = 2.0 if quick else 5.0
-        self.throughput_s = 300.0 if long else self.seconds
-        self.kills = 10
-
-
-def one_host(folder: Path) -> Any:
-    return plain_cluster("counters:app", app.name, folder, app_dir=HERE)
-
-
-def additions(cluster: Cluster, kind: type[Counter | Tally], count: int) -> list[Ask]:
-    """One ask per entity."""
-    return [partial(cluster.entity(kind, id).add, 1) for id in IDS[:count]]
 
 
 # ---- throughput ----------------------------------------------------------------------------------------------------
@@ -294,6 +269,9 @@ TOPICS: dict[str, Callable[[Pace, Path, Say], Awaitable[list[Figure]]]] = {
     "hot": hot,
     "states": states,
     "failover": failover,
+    "tells": tells,
+    "transfers": transfers,
+    "resume": resume,
     "start": start_up,
     "main-job": main_job,
 }

@@ -18,9 +18,10 @@ from typing import Annotated
 import typer
 import uvloop
 from figures import Figure
-from measures import TOPICS, Pace, measured
+from measures import TOPICS, measured
 from rich.console import Console
 from rich.table import Table
+from topic import Pace
 
 
 def show(figures: list[Figure], console: Console) -> None:

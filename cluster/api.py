@@ -26,9 +26,11 @@ from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.memory import MemoryStore
 from ..persistence.open import open_store
-from .client import Client, Discover
+from .carrier import Discover
+from .client import Client
 from .coordination import Coordination
 from .hosting import start_host
+from .link import Access
 from .local_network import LocalNetwork
 from .network import Network, TcpNetwork, split_address
 from .system import SystemWorld
@@ -75,17 +77,10 @@ async def connected(
     discover: Discover | None = None,
 ) -> AsyncIterator[Cluster]:
     """A cluster over the given hosts; everything from outside is handed in (tests and the simulator use this)."""
-    client = Client(
-        app_name,
-        addresses,
-        token=token,
-        settings=settings,
-        world=world,
-        network=network,
-        rejections=known_rejections(),
-        software=software(),
-        discover=discover,
+    access = Access(
+        app_name=app_name, token=token, settings=settings, world=world, network=network, software=software()
     )
+    client = Client(access, addresses, rejections=known_rejections(), discover=discover)
     try:
         await client.open(timeout_s)
         bind_caller(client)
@@ -130,7 +125,7 @@ async def local(app: App, *, store: str | None = None) -> AsyncIterator[Cluster]
             world.spawn(coordination.run(), "atoll-coordinator"),
         ]
         stack.push_async_callback(_end, tasks)
-        stack.push_async_callback(host.stop)
+        stack.push_async_callback(running.stop)
         cluster = await stack.enter_async_context(
             connected(app.name, [running.address], token=token, settings=settings, world=world, network=network)
         )

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ..actors.settings import Settings
 from .cli_common import Address, AppDir, AppName, AppPath, AsJson, console, fail, show, told_in_one_line
+from .cli_dead_letters import dead_letters
 from .cli_reading import journal, log
 from .loading import load_app
 from .starting import look, start_app, stop_app
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(log, name="log")
 app.add_typer(journal, name="journal")
+app.add_typer(dead_letters, name="dead-letters")
 
 
 @app.callback(invoke_without_command=True)

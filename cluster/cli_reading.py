@@ -28,7 +28,9 @@ Kind = Annotated[str, typer.Argument(metavar="KIND")]
 Id = Annotated[str, typer.Argument(metavar="ID")]
 
 
-def _read(app_path: str, app_dir: str, store: str | None, work: Callable[[StoreReader], Awaitable[None]]) -> None:
+def read_store(app_path: str, app_dir: str, store: str | None, work: Callable[[StoreReader], Awaitable[None]]) -> None:
+    """Do `work` on the app's store, whether hosts run on it or not."""
+
     async def with_store() -> None:
         app = load_app(app_path, app_dir)
         settings, _ = Settings.load(app.settings_asked, os.environ)
@@ -39,7 +41,7 @@ def _read(app_path: str, app_dir: str, store: str | None, work: Callable[[StoreR
         asyncio.run(with_store())
 
 
-def _print(entries: list[dict[str, Any]]) -> None:
+def print_lines(entries: list[dict[str, Any]]) -> None:
     """One JSON object a line: to be read, searched and piped."""
     for entry in entries:
         typer.echo(json.dumps(entry, ensure_ascii=False))
@@ -52,14 +54,14 @@ def log_list(app_path: AppPath, app_dir: AppDir = ".", store: StoreUrl = None, a
     async def work(reader: StoreReader) -> None:
         found = await reader.logs()
         if as_json:
-            _print(found)
+            print_lines(found)
             return
         table = Table(*(found[0] if found else ("incarnation",)), box=SIMPLE)
         for entry in found:
             table.add_row(*map(str, entry.values()))
         show(table)
 
-    _read(app_path, app_dir, store, work)
+    read_store(app_path, app_dir, store, work)
 
 
 @log.command("show")
@@ -73,9 +75,9 @@ def log_show(
     """Decode a log: one record a line, as JSON."""
 
     async def work(reader: StoreReader) -> None:
-        _print(await reader.log(incarnation, after))
+        print_lines(await reader.log(incarnation, after))
 
-    _read(app_path, app_dir, store, work)
+    read_store(app_path, app_dir, store, work)
 
 
 @journal.command("show")
@@ -91,11 +93,11 @@ def journal_show(
 
     async def work(reader: StoreReader) -> None:
         commits = await reader.journal(kind, id, after)
-        _print(commits)
+        print_lines(commits)
         if not commits:
-            _print([await reader.state(kind, id)])
+            print_lines([await reader.state(kind, id)])
 
-    _read(app_path, app_dir, store, work)
+    read_store(app_path, app_dir, store, work)
 
 
 @journal.command("state")
@@ -103,9 +105,9 @@ def journal_state(app_path: AppPath, kind: Kind, id: Id, app_dir: AppDir = ".", 
     """Show the newest state of an entity that the tables have."""
 
     async def work(reader: StoreReader) -> None:
-        _print([await reader.state(kind, id)])
+        print_lines([await reader.state(kind, id)])
 
-    _read(app_path, app_dir, store, work)
+    read_store(app_path, app_dir, store, work)
 
 
 @journal.command("tail")
@@ -116,8 +118,8 @@ def journal_tail(app_path: AppPath, kind: Kind, id: Id, app_dir: AppDir = ".", s
         seen = 0
         while True:
             commits = await reader.journal(kind, id, seen)
-            _print(commits)
+            print_lines(commits)
             seen = commits[-1]["seq"] if commits else seen
             await asyncio.sleep(FOLLOW_S)
 
-    _read(app_path, app_dir, store, work)
+    read_store(app_path, app_dir, store, work)

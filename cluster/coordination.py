@@ -11,12 +11,13 @@ import logging
 from collections.abc import Sequence
 
 from ..actors.errors import StoreError
+from ..actors.logs import about
 from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.spi import HostRow, HostState, ShardRow, Store
 from ..sharding.coordinator import Coordinator
 from ..sharding.messages import Message, Poke
-from .link import Link, open_link
+from .link import Access, Link
 from .network import Network, Probe
 from .token import Token
 from .wire import Welcome
@@ -44,12 +45,11 @@ class Coordination:
     ) -> None:
         """`hosts_wanted`: when no living host has any shard as this coordinator begins, nothing is placed before so
         many are live (or `GATHER_S` are over), so that the first ones of a starting cluster do not take everything."""
-        self._app_name = app_name
+        self._access = Access(app_name=app_name, token=token, settings=settings, world=world, network=network)
         self._store = store
         self._settings = settings
         self._world = world
         self._network = network
-        self._token = token
         self.hosts_wanted = hosts_wanted
         self._gathering_since: float | None = None
         self._gathered = False
@@ -100,7 +100,8 @@ class Coordination:
         by_incarnation = {host.incarnation: host for host in hosts}
         for incarnation, renewals in decisions.condemn:
             if await self._store.condemn(incarnation, renewals):
-                log.warning("host %d at %s is condemned", incarnation, by_incarnation[incarnation].address)
+                address = by_incarnation[incarnation].address
+                log.warning("host %d at %s is condemned", incarnation, address, extra=about(incarnation=incarnation))
                 self.poke()  # its shards are given away in the next round, on fresh facts
         if decisions.assign and self.placing and self._may_place(hosts, shards):
             changed = await self._store.assign(decisions.assign)
@@ -133,18 +134,11 @@ class Coordination:
 
     async def _dial(self, host: HostRow) -> None:
         try:
-            await open_link(
-                self._network,
-                host.address,
-                self,
-                app=self._app_name,
-                token=self._token,
-                settings=self._settings,
-                world=self._world,
-                role="coordinator",
-            )
+            await Link(self, host.address, self._access, role="coordinator").open()
         except (OSError, ValueError) as error:
-            log.debug("no connection to host %d: %s", host.incarnation, error)
+            log.debug(
+                "no connection to host %d: %s", host.incarnation, error, extra=about(incarnation=host.incarnation)
+            )
             self._suspect(host.incarnation)
         finally:
             self._dialing.discard(host.incarnation)

@@ -22,12 +22,14 @@ from typing import Any, NoReturn
 import msgspec
 
 from ..actors.errors import AtollError
+from ..actors.logs import about
 from ..actors.settings import Settings
 from ..persistence.open import open_store
 from ..persistence.process import this_process
 from .api import software
 from .hosting import RunningHost, keep_lease_on_thread, start_host
 from .loading import load_app
+from .log_format import asked_format, log_to_stderr
 from .network import TcpNetwork
 from .system import SystemWorld
 from .token import read_token_file
@@ -50,7 +52,8 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What `atoll start` resolved: every host of an app runs with the same settings."""
     token_file: str
     log_level: str = "INFO"
-    """Of the logger `atoll`, in a Ray actor; a plain process takes ATOLL_LOG itself."""
+    log_format: str = "text"
+    """How a Ray actor logs (log_format.py); a plain process takes ATOLL_LOG and ATOLL_LOG_FORMAT itself."""
     bind: str = "127.0.0.1"
     port: int = 0
     node: str = ""
@@ -110,12 +113,12 @@ async def run_host(spec: HostSpec, ready: Callable[[RunningHost], None]) -> NoRe
             software=software(),
         )
         keep_lease_on_thread(running.host)
-        log.info("host %d serves at %s", running.incarnation, running.address)
+        of_this_host = about(incarnation=running.incarnation)
+        log.info("host %d serves at %s", running.incarnation, running.address, extra=of_this_host)
         ready(running)
         reason = await running.host.ended
         # A fenced host runs nothing any more, not even its cleanup, and no task that would meet a closed store.
-        sys.stderr.write(f"host {running.incarnation} ended: {reason}\n")
-        sys.stderr.flush()
+        log.critical("host %d ended: %s", running.incarnation, reason, extra=of_this_host)
         os._exit(1)
 
 
@@ -127,16 +130,15 @@ def run_loop(main: Any) -> Any:
 
 
 def main() -> None:
-    logging.basicConfig(stream=sys.stderr, level=os.environ.get("ATOLL_LOG", "WARNING"))
-    spec = msgspec.json.decode(sys.stdin.buffer.read(), type=HostSpec)
-
     def ready(running: RunningHost) -> None:
         print(json.dumps({"incarnation": running.incarnation, "address": running.address}), flush=True)  # noqa: T201
 
     try:
+        log_to_stderr(asked_format(os.environ), os.environ.get("ATOLL_LOG", "WARNING"))
+        spec = msgspec.json.decode(sys.stdin.buffer.read(), type=HostSpec)
         run_loop(run_host(spec, ready))
     except (AtollError, ValueError, OSError) as error:
-        sys.stderr.write(f"the host does not start: {error}\n")
+        log.critical("the host does not start: %s", error)
         sys.exit(1)
 
 

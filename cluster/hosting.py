@@ -15,12 +15,15 @@ from typing import Any
 from ..actors.app import App
 from ..actors.calls import Request
 from ..actors.errors import known_rejections
+from ..actors.logs import about
 from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.spi import ProcessIdentity, Store
 from ..sharding.host import Host
 from ..sharding.messages import Message, Peer
 from .client import Client
+from .courier import HostCourier
+from .link import Access
 from .network import Network
 from .server import Server
 from .token import Token
@@ -31,14 +34,22 @@ log = logging.getLogger("atoll.host")
 
 
 class RunningHost:
-    def __init__(self, host: Host, server: Server, address: str) -> None:
+    def __init__(self, host: Host, server: Server, address: str, asker: HostAsker, courier: HostCourier) -> None:
         self.host = host
         self.server = server
         self.address = address
+        self._asker = asker
+        self._courier = courier
 
     @property
     def incarnation(self) -> int:
         return self.host.incarnation
+
+    async def stop(self) -> None:
+        """Give back every shard that can be given back, then stop working, and speaking to the other hosts."""
+        await self.host.stop()
+        await self._asker.close()
+        self._courier.close()
 
 
 async def start_host(
@@ -77,7 +88,8 @@ async def start_host(
     except BaseException:
         server.close("this host could not register")
         raise
-    asker = HostAsker(app.name, address, token=token, settings=settings, world=world, network=network)
+    access = Access(app_name=app.name, token=token, settings=settings, world=world, network=network, software=software)
+    asker, courier = HostAsker(access, address), HostCourier(access, [address])
     host = Host(
         incarnation=incarnation,
         address=address,
@@ -86,12 +98,14 @@ async def start_host(
         settings=settings,
         world=world,
         resources=resources,
+        app_name=app.name,
         asker=asker,
+        courier=courier,
     )
     server.receiver = host
     server.serve(incarnation)
     host.start()
-    return RunningHost(host, server, address)
+    return RunningHost(host, server, address, asker, courier)
 
 
 def keep_lease_on_thread(host: Host) -> threading.Thread:
@@ -107,7 +121,7 @@ def keep_lease_on_thread(host: Host) -> threading.Thread:
         try:
             asyncio.run(host.keep_lease(renewed))
         except Exception as error:
-            log.exception("host %d cannot keep its lease", host.incarnation)
+            log.exception("host %d cannot keep its lease", host.incarnation, extra=about(incarnation=host.incarnation))
             reason = f"the lease keeper failed: {error}"
         if not loop.is_closed():
             loop.call_soon_threadsafe(host.end, reason)
@@ -120,25 +134,14 @@ def keep_lease_on_thread(host: Host) -> threading.Thread:
 class HostAsker:
     """The host as a client of its own cluster, for the asks of its handlers; connected when the first one comes."""
 
-    def __init__(
-        self, app_name: str, address: str, *, token: Token, settings: Settings, world: World, network: Network
-    ) -> None:
-        self._app_name = app_name
+    def __init__(self, access: Access, address: str) -> None:
         self._opening = asyncio.Lock()
         self._opened = False
-        self._client = Client(
-            app_name,
-            [address],
-            token=token,
-            settings=settings,
-            world=world,
-            network=network,
-            rejections=known_rejections(),
-        )
+        self._client = Client(access, [address], rejections=known_rejections())
 
     @property
     def app_name(self) -> str:
-        return self._app_name
+        return self._client.app_name
 
     async def call(self, request: Request) -> bytes:
         if not self._opened:
@@ -147,6 +150,9 @@ class HostAsker:
                     await self._client.open(request.timeout_s or CONNECT_TIMEOUT_S)
                     self._opened = True
         return await self._client.call(request)
+
+    async def close(self) -> None:
+        await self._client.close()
 
 
 class _Nobody:

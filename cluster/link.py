@@ -1,15 +1,17 @@
 """A link: the client's end of one connection to one host. It connects once; whether to do so again is the client's.
 
-    open_link  ->  listener.welcomed  ->  listener.received ...  ->  listener.closed
+    open  ->  listener.welcomed  ->  listener.received ...  ->  listener.closed
 
-`closed` comes exactly once for every link whose `open_link` returned, also when it was never welcomed. A link whose
-`open_link` raised is never heard of.
+`closed` comes exactly once for every link whose `open` returned, also when it was never welcomed. A link whose `open`
+raised is never heard of.
 """
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any, Protocol
+
+import msgspec
 
 from ..actors.settings import Settings
 from ..actors.world import World
@@ -38,35 +40,57 @@ class LinkListener(Protocol):
         ...
 
 
+class Access(msgspec.Struct, frozen=True, kw_only=True):
+    """What it takes to speak to an app's hosts, whoever does."""
+
+    app_name: str
+    token: Token
+    settings: Settings
+    world: World
+    network: Network
+    software: str = ""
+    """This end's version of Atoll, for the hosts' logs."""
+
+
 class Link(Connection):
     def __init__(
         self,
         listener: LinkListener,
         address: str,
+        access: Access,
         *,
-        app: str,
-        token: Token,
-        settings: Settings,
-        world: World,
         role: Role = "client",
         client: int = 0,
         generation: int = 0,
-        software: str = "",
     ) -> None:
-        super().__init__(settings, world)
+        """`client` is the session to go on with (0: register me), `generation` grows with each connection of it."""
+        super().__init__(access.settings, access.world)
         self.address = address
         self.refusal: Refusal | None = None
         """Why the handshake failed, None when it did not (or not by a refusal)."""
         self._listener = listener
+        self._network = access.network
         terms = ClientTerms(
-            app=app,
+            app=access.app_name,
             role=role,
             client=client,
             generation=generation,
-            frame_bytes_max=settings.frame_bytes_max,
-            software=software,
+            frame_bytes_max=access.settings.frame_bytes_max,
+            software=access.software,
         )
-        self._client_handshake = ClientHandshake(terms, token, world.entropy(NONCE_BYTES))
+        self._client_handshake = ClientHandshake(terms, access.token, access.world.entropy(NONCE_BYTES))
+
+    async def open(self) -> None:
+        """Connect to the host and start the handshake; the listener hears how it goes. Once.
+
+        Raises `OSError` when there is no connection, `TimeoutError` (an `OSError`) after `handshake_timeout_s`.
+        """
+        try:
+            async with asyncio.timeout(self._settings.handshake_timeout_s):
+                await self._network.connect(lambda: self, self.address)
+        except BaseException:
+            self._reported = True  # nobody waits for it any more: its listener hears nothing
+            raise
 
     @property
     def client(self) -> int:
@@ -82,10 +106,6 @@ class Link(Connection):
     def closing(self) -> bool:
         """What is sent now is dropped."""
         return self._closing
-
-    def abandon(self) -> None:
-        """Nobody waits for this link any more: its listener hears nothing."""
-        self._reported = True
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -108,43 +128,3 @@ class Link(Connection):
 
     def _ended(self, reason: str) -> None:
         self._listener.closed(self, reason)
-
-
-async def open_link(
-    network: Network,
-    address: str,
-    listener: LinkListener,
-    *,
-    app: str,
-    token: Token,
-    settings: Settings,
-    world: World,
-    role: Role = "client",
-    client: int = 0,
-    generation: int = 0,
-    software: str = "",
-) -> Link:
-    """Connect to the host at `address` and start the handshake; `listener` hears how it goes.
-
-    `client` is the session to go on with (0: register me), `generation` grows with each connection of that client.
-    Raises `OSError` when there is no connection, `TimeoutError` (an `OSError`) after `handshake_timeout_s`.
-    """
-    link = Link(
-        listener,
-        address,
-        app=app,
-        token=token,
-        settings=settings,
-        world=world,
-        role=role,
-        client=client,
-        generation=generation,
-        software=software,
-    )
-    try:
-        async with asyncio.timeout(settings.handshake_timeout_s):
-            await network.connect(lambda: link, address)
-    except BaseException:
-        link.abandon()
-        raise
-    return link

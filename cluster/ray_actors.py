@@ -30,6 +30,7 @@ from .coordination import Coordination
 from .discovery import host_prefix
 from .host_process import HostSpec, run_host, run_loop, undo_niceness
 from .hosting import RunningHost
+from .log_format import log_to_stderr
 from .network import TcpNetwork
 from .system import SystemWorld
 from .token import read_token_file
@@ -41,7 +42,6 @@ NODES_LOOK_S = 0.25
 RETRY_S = 1.0
 """Between two tries to start what did not start."""
 HOST_START_TIMEOUT_S = 60.0
-LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,13 +60,14 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     hosts_wanted: int
     log_level: str
     """Of the logger `atoll` in every process of the app."""
+    log_format: str
+    """Of all that these processes log."""
 
 
-def _log_to_ray(level: str) -> None:
+def _log_to_ray(spec: HostSpec | ClusterSpec) -> None:
     """Log to standard error, which Ray writes to the worker's file in its session's log folder."""
-    logging.basicConfig(format=LOG_FORMAT)
-    log.setLevel(level)
-    log.debug("process %d logs at %s", os.getpid(), level)
+    log_to_stderr(spec.log_format, spec.log_level)
+    log.debug("process %d logs at %s", os.getpid(), spec.log_level)
 
 
 class _OwnLoop:
@@ -106,7 +107,7 @@ class HostActor:
 
     def __init__(self, spec_json: bytes) -> None:
         self._spec = msgspec.json.decode(spec_json, type=HostSpec)
-        _log_to_ray(self._spec.log_level)
+        _log_to_ray(self._spec)
         self._ready: Future[RunningHost] = Future()
         self._own = _OwnLoop("atoll-host")
         self._own.run(self._main())
@@ -159,9 +160,9 @@ class HostActor:
 
     def stop(self) -> bool:
         """Give every shard back. True when all were released."""
-        host = self._running().host
-        self._own.ask(host.stop()).result()
-        return not host.shards
+        running = self._running()
+        self._own.ask(running.stop()).result()
+        return not running.host.shards
 
 
 @ray.remote
@@ -170,7 +171,7 @@ class CoordinatorActor:
 
     def __init__(self, spec_json: bytes) -> None:
         self._spec = msgspec.json.decode(spec_json, type=ClusterSpec)
-        _log_to_ray(self._spec.log_level)
+        _log_to_ray(self._spec)
         self._stopping = False
         self._problem = ""
         self._store: Store | None = None
@@ -286,6 +287,7 @@ class CoordinatorActor:
             settings=spec.settings,
             token_file=spec.token_file,
             log_level=spec.log_level,
+            log_format=spec.log_format,
             bind=node.address,
             port=port,
             node=node.id,

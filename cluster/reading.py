@@ -1,14 +1,14 @@
-"""Reading a store by hand: what its logs and an entity's journal say, decoded for people. Changes nothing in it.
+"""Reading a store by hand: its logs, an entity's journal, dead letters, decoded for people. Changes no data in it.
 
-Works beside running hosts. An entity's journal is its history in the tables and, above p, the records in the logs of
-the shard's owners: the logs are read first and the tables last, so that what a checkpoint moves meanwhile is seen in
-one of them (twice counts once).
+Works beside running hosts. What an entity did, or a shard has buried, stands in the tables and, above p, in the logs of
+the shard's owners: the logs are read first, then p, and the tables last, so that what a checkpoint moves meanwhile is
+seen in one of them (twice counts once).
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,14 +18,17 @@ from ..actors.calls import Status
 from ..actors.errors import AtollError
 from ..actors.stored import StoredEvent, StoredState
 from ..persistence.open import open_store
-from ..persistence.records import Record, decode_batch
-from ..persistence.spi import ShardRow, Store
+from ..persistence.records import STREAMS, DeadLetterRow, Delivery, Record, decode_batch, is_stream
+from ..persistence.spi import Store
 from ..persistence.sqlite import SQLiteStore
 from ..sharding.hashing import shard_of
 
+LETTERS_PAGE = 50
+"""Dead letters that are read at a time: each may carry arguments of the largest size."""
+
 
 class NothingToRead(AtollError):
-    """There is no such store, log or entity; the message says what there is."""
+    """There is no such store, log, entity or dead letter; the message says what there is."""
 
 
 @asynccontextmanager
@@ -82,8 +85,11 @@ class StoreReader:
         """The commits of one entity above `after_seq`, oldest first. Of a plain entity only those that are not yet in
         the tables: it keeps its newest state, not its history."""
         shard = shard_of(id, self._shards)
-        tail = await self._tail(shard)
-        row = (await self._store.shards())[shard]
+
+        def wanted(record: Record) -> bool:
+            return (record.kind, record.id) == (kind, id) and record.seq > after_seq
+
+        tail = (await self._tails([shard], wanted))[shard]
         commits = await self._store.read_commits(shard, kind, id, after_seq)
         found = {
             commit.seq: {
@@ -95,8 +101,7 @@ class StoreReader:
             for commit in commits
         }
         for record in tail:
-            if (record.kind, record.id) == (kind, id) and record.seq > after_seq and record.position > row.position:
-                found.setdefault(record.seq, _record(record))
+            found.setdefault(record.seq, _record(record))
         return [found[seq] for seq in sorted(found)]
 
     async def state(self, kind: str, id: str) -> dict[str, Any]:
@@ -112,18 +117,94 @@ class StoreReader:
             "time": _time(row.time_ms),
         }
 
-    async def _tail(self, shard: int) -> list[Record]:
-        while True:
-            before: ShardRow = (await self._store.shards())[shard]
-            records = [
-                record
-                for owner in before.owners
-                for row in await self._store.read_log(owner)
-                for record in decode_batch(row.content, owner, row.n)
-                if record.shard == shard
-            ]
-            if (await self._store.shards())[shard].owners == before.owners:
-                return records
+    async def dead_letters(self, kind: str | None = None, id: str | None = None) -> AsyncIterator[DeadLetterRow]:
+        """The dead letters of every entity, of one kind, or of one entity (`kind` and `id`): shard by shard, in each in
+        order of number."""
+        shards = range(self._shards) if id is None else [shard_of(id, self._shards)]
+        newest = await self._letters_in_logs(shards)
+        for shard in shards:
+            in_log, after, more = newest[shard], 0, True
+            while more:
+                rows = await self._store.read_dead_letters(shard, after, LETTERS_PAGE)
+                more = len(rows) == LETTERS_PAGE
+                after = rows[-1].number if rows else after
+                due = [number for number in in_log if number <= after or not more]
+                page = {row.number: row for row in rows} | {number: in_log.pop(number) for number in due}
+                for _, row in sorted(page.items()):
+                    if row is not None and kind in (None, row.kind) and id in (None, row.id):
+                        yield row
+
+    async def dead_letter(self, kind: str, id: str, number: int) -> dict[str, Any]:
+        """All that a dead letter says. Raises `NothingToRead` when the entity has none of that number."""
+        shard = shard_of(id, self._shards)
+        newest = (await self._letters_in_logs([shard]))[shard]
+        in_table = {row.number: row for row in await self._store.read_dead_letters(shard, number - 1, 1)}
+        row = newest.get(number, in_table.get(number))
+        if row is None or (row.kind, row.id) != (kind, id):
+            raise NothingToRead(
+                f"{kind}/{id} has no dead letter {number}: `atoll dead-letters list` shows those there are"
+            )
+        letter = row.letter
+        told = {**letter_line(row), "shard": shard}
+        if letter.client:
+            told["sender"] = _sender(letter.client, letter.number)
+        if letter.command_id:
+            told["command_id"] = letter.command_id
+        if letter.timer:
+            told["timer"] = letter.timer
+        told["arguments"] = _readable(letter.arguments)
+        return told
+
+    async def _letters_in_logs(self, shards: Sequence[int]) -> dict[int, dict[int, DeadLetterRow | None]]:
+        """Per shard what is to be laid over the table: number -> letter, None for one that is gone."""
+
+        def wanted(record: Record) -> bool:
+            return record.delivery is not None and (record.delivery.dead is not None or record.delivery.letter_gone > 0)
+
+        found: dict[int, dict[int, DeadLetterRow | None]] = {}
+        for shard, tail in (await self._tails(shards, wanted)).items():
+            letters = found[shard] = {}
+            for record in tail:
+                delivery = record.delivery
+                if delivery is not None and delivery.dead is not None:
+                    letters[record.position] = DeadLetterRow(record.position, record.kind, record.id, delivery.dead)
+                if delivery is not None and delivery.letter_gone:
+                    letters[delivery.letter_gone] = None
+        return found
+
+    async def _tails(self, shards: Collection[int], wanted: Callable[[Record], bool]) -> dict[int, list[Record]]:
+        """Per shard, in order, the wanted records above p. Shards that change hands meanwhile are read again."""
+        tails: dict[int, list[Record]] = {}
+        before = await self._store.shards()
+        while len(tails) < len(shards):
+            found: dict[int, list[Record]] = {shard: [] for shard in shards if shard not in tails}
+            for owner in sorted({owner for shard in found for owner in before[shard].owners}):
+                for row in await self._store.read_log(owner):
+                    for record in decode_batch(row.content, owner, row.n):
+                        if record.shard in found and wanted(record):
+                            found[record.shard].append(record)
+            after = await self._store.shards()
+            for shard, records in found.items():
+                if after[shard].owners == before[shard].owners:
+                    above = [record for record in records if record.position > after[shard].position]
+                    tails[shard] = sorted(above, key=lambda record: record.position)
+            before = after
+        return tails
+
+
+def letter_line(row: DeadLetterRow) -> dict[str, Any]:
+    """A dead letter without what it carries."""
+    letter = row.letter
+    return {
+        "time": _time(letter.time_ms),
+        "kind": row.kind,
+        "id": row.id,
+        "number": row.number,
+        "method": letter.method,
+        "attempts": letter.attempts,
+        "reason": letter.reason,
+        "error": letter.error,
+    }
 
 
 def _record(record: Record) -> dict[str, Any]:
@@ -140,14 +221,50 @@ def _record(record: Record) -> dict[str, Any]:
     if record.deleted:
         told["deleted"] = True
     if record.client:
-        told.update(client=record.client, number=record.number, floor=record.floor)
+        told.update(_sender(record.client, record.number), floor=record.floor)
     if record.command_id:
         told["command_id"] = record.command_id
     if record.reply is not None:
         told["reply"] = Status(record.reply.status).name
     if record.riders:
         told["riders"] = [number for number, _ in record.riders]
+    if record.delivery is not None:
+        told.update(_delivery(record.delivery))
     return told
+
+
+def _delivery(delivery: Delivery) -> dict[str, Any]:
+    """What a record says of work that goes on without being called; what is carried is left out."""
+    told: dict[str, Any] = {}
+    accepted, dead = delivery.accepted, delivery.dead
+    if accepted is not None:
+        told["accepted"] = {"method": accepted.method, **_sender(accepted.client, accepted.number)}
+    if delivery.done:
+        told["done"] = delivery.done
+    if delivery.attempts:
+        told["attempts"] = [{"entry": entry, "attempts": attempts} for entry, attempts in delivery.attempts]
+    if delivery.outbox:
+        told["outbox"] = [f"{message.kind}/{message.id}.{message.method}" for message in delivery.outbox]
+    if delivery.delivered:
+        told["delivered"] = list(delivery.delivered)
+    if delivery.timers:
+        told["timers"] = [
+            {"timer": timer.name, "due": _time(timer.due_ms), "method": timer.method} for timer in delivery.timers
+        ]
+    if delivery.timers_gone:
+        told["timers_gone"] = list(delivery.timers_gone)
+    if dead is not None:
+        told["dead"] = {"method": dead.method, "attempts": dead.attempts, "reason": dead.reason, "error": dead.error}
+    if delivery.letter_gone:
+        told["letter_gone"] = delivery.letter_gone
+    return told
+
+
+def _sender(client: int, number: int) -> dict[str, int]:
+    """Whose a command was: a client's, or a message of a shard's entities; of a timer's there is nothing to say."""
+    if is_stream(client):
+        return {"from_shard": client - STREAMS, "message": number}
+    return {"client": client, "number": number} if client else {}
 
 
 def _event(event: StoredEvent) -> dict[str, Any]:
@@ -159,8 +276,16 @@ def _state(state: StoredState | None) -> Any:
 
 
 def _readable(data: bytes) -> Any:
-    """MessagePack as something that JSON can show."""
-    return msgspec.to_builtins(msgspec.msgpack.decode(data), str_keys=True)
+    """MessagePack as something that JSON can show: bytes in base64, as those of extensions, and of what is no
+    MessagePack."""
+    try:
+        return msgspec.to_builtins(msgspec.msgpack.decode(data, ext_hook=_extension), str_keys=True)
+    except (msgspec.MsgspecError, ValueError, TypeError, RecursionError):
+        return msgspec.to_builtins({"bytes": data})
+
+
+def _extension(code: int, data: memoryview) -> dict[str, Any]:
+    return {"extension": code, "bytes": bytes(data)}
 
 
 def _time(ms: int) -> str:

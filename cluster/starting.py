@@ -28,6 +28,7 @@ from ..actors.settings import Settings
 from ..persistence.open import open_store
 from ..persistence.sqlite import SQLiteStore
 from .loading import load_app
+from .log_format import asked_format
 from .token import make_token_file, read_token_file, token_file
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def start_app(
     """
     app = load_app(app_path, app_dir)
     settings, _ = Settings.load(app.settings_asked, environment)
-    log_level = _log_level(environment)
+    log_level, log_format = _log_level(environment), asked_format(environment)
     url = store_url(app, store, environment)
     opened = open_store(url)
     if not isinstance(opened, SQLiteStore):
@@ -98,6 +99,7 @@ def start_app(
             port=port,
             hosts_wanted=len(nodes),
             log_level=log_level,
+            log_format=log_format,
         )
         try:
             ray_adapter.create(

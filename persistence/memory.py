@@ -8,16 +8,40 @@ loop.
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from msgspec.structs import replace
 
 from ..actors.errors import Fenced, IncompatibleStore
 from . import ownership
-from .records import ClientRow, Commit, EntityRow, NamedReply
-from .rows import client_after, entity_after
-from .spi import Assignment, HostRow, HostState, LogRow, ProcessIdentity, ShardRow, TableWrite
+from .records import (
+    ClientRow,
+    Commit,
+    DeadLetterRow,
+    EntityRow,
+    MailboxRow,
+    NamedReply,
+    OutboxRow,
+    TimerRow,
+)
+from .rows import client_after, covered_seq, entity_after
+from .spi import (
+    Assignment,
+    HostRow,
+    HostState,
+    LogRow,
+    PendingMailbox,
+    PendingWork,
+    ProcessIdentity,
+    ShardRow,
+    TableWrite,
+)
+
+Row = TypeVar("Row")
+Name = TypeVar("Name")
 
 
 class _Log:
@@ -38,6 +62,10 @@ class _Tables:
         self.named: dict[tuple[str, str, str], NamedReply] = {}
         self.history: list[Commit] = []
         self.history_by_entity: dict[tuple[str, str], list[Commit]] = {}
+        self.mailbox: dict[tuple[str, str], dict[int, MailboxRow]] = {}
+        self.outbox: dict[int, OutboxRow] = {}
+        self.timers: dict[tuple[str, str], dict[str, TimerRow]] = {}
+        self.dead_letters: dict[int, DeadLetterRow] = {}
 
 
 class MemoryStore:
@@ -185,6 +213,7 @@ class MemoryStore:
         old = [name for name, named in tables.named.items() if named.time_ms < write.forget_named_before_ms]
         for name in old:
             del tables.named[name]
+        _write_pending(tables, write)
         if write.end is not None:
             row = self._row(write.shard)
             for commit in ownership.fresh_commits(row, write.end):
@@ -210,11 +239,46 @@ class MemoryStore:
         history = self._tables_of(shard).history
         return _at_most(limit, history[bisect_right(history, after_position, key=lambda commit: commit.position) :])
 
+    async def delete_history(self, shard: int, kind: str, id: str, through_seq: int) -> None:
+        tables, key = self._tables_of(shard), (kind, id)
+        through_seq = min(through_seq, covered_seq(tables.entities.get(key)))
+        gone = {c.position for c in tables.history_by_entity.get(key, ()) if c.seq <= through_seq}
+        if gone:
+            tables.history = [c for c in tables.history if c.position not in gone]
+            tables.history_by_entity[key] = [c for c in tables.history_by_entity[key] if c.position not in gone]
+
     async def read_clients(self, shard: int) -> list[ClientRow]:
         return [row for _client, row in sorted(self._tables_of(shard).clients.items())]
 
     async def read_named(self, shard: int, kind: str, id: str, command_id: str) -> NamedReply | None:
         return self._tables_of(shard).named.get((kind, id, command_id))
+
+    # ---- work that goes on without being called --------------------------------------------------------------
+    async def read_pending(self, shards: Sequence[int]) -> list[PendingWork]:
+        return [_pending(shard, self._tables_of(shard)) for shard in shards]
+
+    async def read_mailbox(
+        self, shard: int, kind: str, id: str, after_entry: int = 0, limit: int | None = None
+    ) -> list[MailboxRow]:
+        entries = self._tables_of(shard).mailbox.get((kind, id), {})
+        return _at_most(limit, [row for entry, row in sorted(entries.items()) if entry > after_entry])
+
+    async def read_timers(
+        self, shard: int, after: tuple[int, str, str, str], through_ms: int, limit: int
+    ) -> list[TimerRow]:
+        places = {
+            (row.timer.due_ms, row.kind, row.id, row.timer.name): row
+            for timers in self._tables_of(shard).timers.values()
+            for row in timers.values()
+            if row.timer.due_ms <= through_ms
+        }
+        return [places[place] for place in heapq.nsmallest(limit, (place for place in places if place > after))]
+
+    async def read_dead_letters(
+        self, shard: int, after_number: int = 0, limit: int | None = None
+    ) -> list[DeadLetterRow]:
+        letters = self._tables_of(shard).dead_letters
+        return _at_most(limit, [row for number, row in sorted(letters.items()) if number > after_number])
 
     # ---- client sessions -------------------------------------------------------------------------------------
     async def open_session(self) -> int:
@@ -241,5 +305,45 @@ class MemoryStore:
         return frozenset(client for client, _renewals in observed if client not in self._sessions)
 
 
-def _at_most(limit: int | None, commits: list[Commit]) -> list[Commit]:
-    return commits if limit is None else commits[: max(limit, 0)]
+def _write_pending(tables: _Tables, write: TableWrite) -> None:
+    for kind, id, entry in write.mailbox_done:
+        _drop(tables.mailbox, (kind, id), entry)
+    for mail in write.mailbox:
+        tables.mailbox.setdefault((mail.kind, mail.id), {})[mail.entry] = mail
+    for kind, id, entry, attempts in write.mailbox_attempts:
+        entries = tables.mailbox.get((kind, id), {})
+        if entry in entries:
+            entries[entry] = replace(entries[entry], attempts=attempts)
+    for number in write.outbox_done:
+        tables.outbox.pop(number, None)
+    for message in write.outbox:
+        tables.outbox[message.number] = message
+    for key in write.timers_cleared:
+        tables.timers.pop(key, None)
+    for kind, id, name in write.timers_gone:
+        _drop(tables.timers, (kind, id), name)
+    for timer in write.timers:
+        tables.timers.setdefault((timer.kind, timer.id), {})[timer.timer.name] = timer
+    for number in write.letters_gone:
+        tables.dead_letters.pop(number, None)
+    for letter in write.dead_letters:
+        tables.dead_letters[letter.number] = letter
+
+
+def _drop(items: dict[tuple[str, str], dict[Name, Row]], entity: tuple[str, str], name: Name) -> None:
+    own = items.get(entity, {})
+    if own.pop(name, None) is not None and not own:
+        del items[entity]
+
+
+def _pending(shard: int, tables: _Tables) -> PendingWork:
+    mailboxes = tuple(
+        PendingMailbox(*key, len(entries), sum(len(row.accepted.arguments) for row in entries.values()))
+        for key, entries in sorted(tables.mailbox.items())
+    )
+    outbox = tuple(row for _number, row in sorted(tables.outbox.items()))
+    return PendingWork(shard, mailboxes, outbox, len(tables.dead_letters))
+
+
+def _at_most(limit: int | None, rows: list[Row]) -> list[Row]:
+    return rows if limit is None else rows[: max(limit, 0)]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from ..actors.errors import CorruptRecord
-from ..actors.stored import StoredEvent, StoredState
+from ..actors.stored import StoredEvent, StoredMessage, StoredState, StoredTimer
 from .checksum import unwrap, wrap
 
 
@@ -21,6 +21,60 @@ class RecordedReply(msgspec.Struct, array_like=True, frozen=True, gc=False):
     payload: bytes
     digest: int
     """xxh3_64 of (kind, ID, method, arguments): catches an ID that is used again for different work."""
+
+
+class Accepted(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A command that the mailbox took over from its sender: it runs, whoever dies. Its entity is the record's, its
+    number in the mailbox the record's position."""
+
+    method: str
+    arguments: bytes
+    client: int
+    """Whose it was: a client's session, or a stream between shards (`stream_of`)."""
+    number: int
+    """That client's number for it. With `client` the root of the IDs that its own asks take."""
+    command_id: str = ""
+
+
+class DeadLetter(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A command that will not be tried again by itself. Its entity is the record's."""
+
+    method: str
+    arguments: bytes
+    client: int
+    number: int
+    command_id: str
+    attempts: int
+    reason: str
+    """`failed` (too often), `rejected`, `invalid` (no such kind, handler, or arguments that do not fit), `killed` (its
+    host died too often while it ran)."""
+    error: str
+    """The message of the last failure; never the payload."""
+    time_ms: int = 0
+    """When it died."""
+    timer: str = ""
+    """The name of the timer whose tick it was."""
+
+
+class Delivery(msgspec.Struct, array_like=True, gc=False):
+    """What a record says about work that outlives its host: accepted commands, messages, timers, dead letters."""
+
+    accepted: Accepted | None = None
+    done: int = 0
+    """The mailbox entry (its number) that this record ends."""
+    attempts: tuple[tuple[int, int], ...] = ()
+    """(mailbox entry of this entity, how often it was begun without success)."""
+    outbox: tuple[StoredMessage, ...] = ()
+    """Message i of the record at position p has the number `outbox_number(p, i)`."""
+    delivered: tuple[int, ...] = ()
+    """Messages of this shard's outbox that their receivers have taken over."""
+    timers: tuple[StoredTimer, ...] = ()
+    """Set or changed; at most one per name. Laid after `deleted` of the record and after `timers_gone`."""
+    timers_gone: tuple[str, ...] = ()
+    dead: DeadLetter | None = None
+    """Buried under the record's position."""
+    letter_gone: int = 0
+    """The dead letter of this shard that was replayed or dropped."""
 
 
 class Record(msgspec.Struct, array_like=True, gc=False):
@@ -48,6 +102,7 @@ class Record(msgspec.Struct, array_like=True, gc=False):
     command_id: str = ""
     riders: tuple[tuple[int, RecordedReply], ...] = ()
     """Replies without effect of the same client that were only in memory so far (number, reply)."""
+    delivery: Delivery | None = None
 
 
 class EntityRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -82,6 +137,39 @@ class NamedReply(msgspec.Struct, array_like=True, frozen=True, gc=False):
     time_ms: int
 
 
+class MailboxRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """An accepted command that has not run. In order of `entry` per entity."""
+
+    kind: str
+    id: str
+    entry: int
+    """The position of the record that accepted it."""
+    accepted: Accepted
+    attempts: int = 0
+    time_ms: int = 0
+
+
+class OutboxRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A message that its receiver has not taken over yet."""
+
+    number: int
+    message: StoredMessage
+
+
+class TimerRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    kind: str
+    id: str
+    timer: StoredTimer
+
+
+class DeadLetterRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    number: int
+    """The position of the record that buried it: with the shard its name."""
+    kind: str
+    id: str
+    letter: DeadLetter
+
+
 class Commit(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One commit of an event-sourced entity, as history keeps it."""
 
@@ -91,6 +179,26 @@ class Commit(msgspec.Struct, array_like=True, frozen=True, gc=False):
     seq: int
     time_ms: int
     events: tuple[StoredEvent, ...]
+
+
+OUTBOX_INDEX_BITS = 16
+MESSAGES_PER_RECORD_MAX = (1 << OUTBOX_INDEX_BITS) - 1
+STREAMS = 1 << 62
+"""Clients from here on are streams: the messages of one sending shard to one receiving shard. Sessions count from 1."""
+
+
+def outbox_number(position: int, index: int) -> int:
+    """The number of a message: grows in the order in which the shard's messages were staged, and never resets."""
+    return position << OUTBOX_INDEX_BITS | index
+
+
+def stream_of(sending_shard: int) -> int:
+    """The client that the receiving shard knows the messages of `sending_shard` under."""
+    return STREAMS + sending_shard
+
+
+def is_stream(client: int) -> bool:
+    return client >= STREAMS
 
 
 _records_encoder = msgspec.msgpack.Encoder()

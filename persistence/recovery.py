@@ -2,7 +2,7 @@
 
     claim     compare-and-set on the epoch that the coordinator decided; from now on the rows name me as an owner
     seal      the log of every incarnation that owned one of the shards and has not released it
-    read      p, the client rows, and the logs' records above p: nothing can change them any more but me
+    read      p, the client rows, the pending work, and the logs' records above p: only I can change them now
     lay       the records over the client rows and into the overlay, in order of position
     open      the caller's business: nothing of the shard is staged before
 
@@ -19,7 +19,7 @@ import msgspec
 from ..actors.errors import CorruptRecord
 from .overlay import Overlay
 from .records import ClientRow, Record, decode_batch
-from .spi import ShardRow, ShardState, Store
+from .spi import PendingWork, ShardRow, ShardState, Store
 
 
 class RecoveredShard(msgspec.Struct):
@@ -31,6 +31,8 @@ class RecoveredShard(msgspec.Struct):
     tail: list[Record]
     """Records above p, in order, already laid into `overlay`; their client parts are for the windows."""
     overlay: Overlay
+    pending: PendingWork
+    """What the tables hold; the overlay is laid over it (pending.py)."""
 
 
 async def take_over(store: Store, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[RecoveredShard]:
@@ -54,12 +56,18 @@ async def take_over(store: Store, incarnation: int, claims: Sequence[tuple[int, 
                 row = rows.get(record.shard)
                 if row is not None and record.position > row.position:
                     tails[record.shard].append(record)
+    owned = [
+        row
+        for shard, row in sorted(rows.items())
+        # else lost again meanwhile
+        if row.state is ShardState.OWNED and row.owner == incarnation and row.epoch == epochs[shard]
+    ]
     recovered = []
-    for shard, row in sorted(rows.items()):
-        if row.state is not ShardState.OWNED or row.owner != incarnation or row.epoch != epochs[shard]:
-            continue  # lost again meanwhile
-        tail = sorted(tails[shard], key=lambda record: record.position)
-        recovered.append(RecoveredShard(row, _checked(row, tail), await store.read_clients(shard), tail, _lay(tail)))
+    for row, pending in zip(owned, await store.read_pending([row.shard for row in owned]), strict=True):
+        tail = sorted(tails[row.shard], key=lambda record: record.position)
+        position = _checked(row, tail)
+        clients = await store.read_clients(row.shard)
+        recovered.append(RecoveredShard(row, position, clients, tail, _lay(tail), pending))
     return recovered
 
 
@@ -75,7 +83,7 @@ def _checked(row: ShardRow, tail: list[Record]) -> int:
 
 
 def _lay(tail: list[Record]) -> Overlay:
-    overlay = Overlay()
+    overlay = Overlay(half_written=bool(tail))
     for record in tail:
         overlay.lay(record)
     return overlay

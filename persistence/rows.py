@@ -24,3 +24,10 @@ def entity_after(stored: EntityRow | None, row: EntityRow) -> EntityRow:
 def client_after(stored: ClientRow | None, row: ClientRow) -> ClientRow:
     """A row with a lower floor is an older one: the replies that it lacks or still has would be wrong too."""
     return stored if stored is not None and row.floor < stored.floor else row
+
+
+def covered_seq(row: EntityRow | None) -> int:
+    """Commits of the entity up to this seq are not needed to know what it is: a snapshot covers them, or a deletion."""
+    if row is None:
+        return 0
+    return row.seq if row.deleted else row.state_seq

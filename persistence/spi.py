@@ -1,12 +1,13 @@
 """The store SPI: every promise that Atoll's safety rests on, in words. The memory store is its executable meaning.
 
-A store holds five things:
+A store holds six things:
 
     meta       app, shard count, schema version                      fixed at creation
     hosts      one row per incarnation, for ever                     leases: a renewal counter and a state
     shards     one row per shard                                     ownership: who, at which epoch, after whom
     logs       one append-only log per incarnation                   the commits, before they reach the tables
-    tables     entities, clients, named replies, history             derived, brought up to date by checkpoints
+    tables     entities, clients, named replies, history,            derived, brought up to date by checkpoints
+               mailbox, outbox, timers, dead letters
     sessions   one row per known client                              who may number commands
 
 Life of a shard's row (`epoch` grows by one with each *):
@@ -30,7 +31,16 @@ from typing import Protocol
 
 import msgspec
 
-from .records import ClientRow, Commit, EntityRow, NamedReply
+from .records import (
+    ClientRow,
+    Commit,
+    DeadLetterRow,
+    EntityRow,
+    MailboxRow,
+    NamedReply,
+    OutboxRow,
+    TimerRow,
+)
 
 
 class HostState(enum.StrEnum):
@@ -102,7 +112,7 @@ class CheckpointEnd(msgspec.Struct, frozen=True):
 
 
 class TableWrite(msgspec.Struct, frozen=True):
-    """What one transaction writes for one shard: at most one row per entity, client and named reply."""
+    """What one transaction writes for one shard: at most one row per entity, client and so on."""
 
     shard: int
     epoch: int
@@ -112,7 +122,42 @@ class TableWrite(msgspec.Struct, frozen=True):
     named: tuple[NamedReply, ...] = ()
     forget_named_before_ms: int = 0
     """Named replies older than this are dropped (retention); 0 keeps all."""
+    mailbox: tuple[MailboxRow, ...] = ()
+    mailbox_done: tuple[tuple[str, str, int], ...] = ()
+    """(kind, ID, entry) of entries that are pending no more; those that no row has are no error. Done first."""
+    mailbox_attempts: tuple[tuple[str, str, int, int], ...] = ()
+    """(kind, ID, entry, attempts) of entries that have a row from before; those that have none are left out."""
+    outbox: tuple[OutboxRow, ...] = ()
+    outbox_done: tuple[int, ...] = ()
+    """Numbers. As with the mailbox, and with dead letters: those that no row has are no error."""
+    timers: tuple[TimerRow, ...] = ()
+    timers_gone: tuple[tuple[str, str, str], ...] = ()
+    """(kind, ID, name). Before `timers`, after `timers_cleared`."""
+    timers_cleared: tuple[tuple[str, str], ...] = ()
+    """(kind, ID) of entities that lose all their timers but those that this same write sets."""
+    dead_letters: tuple[DeadLetterRow, ...] = ()
+    letters_gone: tuple[int, ...] = ()
     end: CheckpointEnd | None = None
+
+
+class PendingMailbox(msgspec.Struct, frozen=True, gc=False):
+    """How much one entity has waiting in the mailbox table."""
+
+    kind: str
+    id: str
+    entries: int
+    bytes: int
+    """Of their arguments."""
+
+
+class PendingWork(msgspec.Struct, frozen=True):
+    """What the tables hold of one shard that goes on without being called."""
+
+    shard: int
+    mailboxes: tuple[PendingMailbox, ...]
+    outbox: tuple[OutboxRow, ...]
+    """In order of number."""
+    dead_letters: int
 
 
 class LogRow(msgspec.Struct, frozen=True):
@@ -206,7 +251,9 @@ class Store(Protocol):
         Upserts: an entity never by an older or equal seq over a newer one (equal changes nothing); an `EntityRow` with
         state None, state_seq 0 and not deleted says nothing of the state: the stored state and state_seq stay (events
         of an event-sourced entity without a new snapshot). A client's row as a
-        whole, its floor never lowered; a named reply is written once. With `end`: the history row and its index by
+        whole, its floor never lowered; a named reply is written once. Mailbox entries, messages, timers and dead
+        letters have nothing that tells old from new: the owner alone writes them, one checkpoint after the other, and
+        a row replaces the one that stands there. With `end`: the history row and its index by
         entity are added, p becomes `end.position` (never less than before), `owners` becomes (incarnation,), or with
         `release` the shard becomes FREE with owners () and epoch + 1."""
         ...
@@ -225,9 +272,38 @@ class Store(Protocol):
         an earlier one."""
         ...
 
+    async def delete_history(self, shard: int, kind: str, id: str, through_seq: int) -> None:
+        """Drop commits of one event-sourced entity with seq <= through_seq, but only such as nobody needs any more to
+        know what it is: those that the snapshot in its row covers, and of a deleted entity all. Its row, and so its
+        seq, stays as it is. May stop half way, with the oldest gone."""
+        ...
+
     async def read_clients(self, shard: int) -> list[ClientRow]: ...
 
     async def read_named(self, shard: int, kind: str, id: str, command_id: str) -> NamedReply | None: ...
+
+    # ---- work that goes on without being called --------------------------------------------------------------
+    async def read_pending(self, shards: Sequence[int]) -> list[PendingWork]:
+        """What waits in each of these shards, in the order asked for: read once when they are taken over."""
+        ...
+
+    async def read_mailbox(
+        self, shard: int, kind: str, id: str, after_entry: int = 0, limit: int | None = None
+    ) -> list[MailboxRow]:
+        """The entries of one entity above `after_entry`, in order, at most `limit`."""
+        ...
+
+    async def read_timers(
+        self, shard: int, after: tuple[int, str, str, str], through_ms: int, limit: int
+    ) -> list[TimerRow]:
+        """The timers behind `after` with due_ms <= through_ms in order of (due_ms, kind, ID, name), at most `limit`."""
+        ...
+
+    async def read_dead_letters(
+        self, shard: int, after_number: int = 0, limit: int | None = None
+    ) -> list[DeadLetterRow]:
+        """In order of number, at most `limit`."""
+        ...
 
     # ---- client sessions -------------------------------------------------------------------------------------
     async def open_session(self) -> int:

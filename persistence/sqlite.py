@@ -21,12 +21,40 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from . import ownership
-from .records import ClientRow, Commit, EntityRow, NamedReply
-from .spi import Assignment, HostRow, HostState, LogRow, ProcessIdentity, ShardRow, TableWrite
+from .records import (
+    ClientRow,
+    Commit,
+    DeadLetterRow,
+    EntityRow,
+    MailboxRow,
+    NamedReply,
+    TimerRow,
+)
+from .spi import (
+    Assignment,
+    HostRow,
+    HostState,
+    LogRow,
+    PendingWork,
+    ProcessIdentity,
+    ShardRow,
+    TableWrite,
+)
+from .sqlite_file import Database
 from .sqlite_folder import open_folder
+from .sqlite_history import read_commits, read_history
 from .sqlite_leases import Leases, in_slices
 from .sqlite_log import OtherLogs, OwnLogs
-from .sqlite_tables import TablesReader, TablesWriter
+from .sqlite_pending import read_dead_letters, read_mailbox, read_pending, read_timers
+from .sqlite_tables import (
+    TablesWriter,
+    named_owners,
+    read_clients,
+    read_entity,
+    read_named,
+    read_shards,
+    tables_path,
+)
 from .sqlite_worker import Worker
 
 _WALL_CLOCK_S = 1e9
@@ -42,7 +70,7 @@ class _Threads:
             return TablesWriter(folder)
 
         self.writer = Worker("atoll-writer", open_writer)
-        self.reader = Worker("atoll-reader", lambda: TablesReader(folder))
+        self.reader = Worker("atoll-reader", lambda: Database(tables_path(folder)))
         self.leases = Worker("atoll-leases", lambda: Leases(folder))
         self.own_logs = Worker("atoll-log", lambda: OwnLogs(folder, app))
         self.other_logs = Worker("atoll-logs", lambda: OtherLogs(folder, app))
@@ -69,7 +97,7 @@ class SQLiteStore:
         threads = _Threads(self.folder, app, shards)
         try:
             await threads.writer.run(TablesWriter.ping)
-            await threads.reader.run(TablesReader.shards)
+            await threads.reader.run(read_shards)
             await threads.leases.run(Leases.hosts_not_sealed)
         except BaseException:
             await threads.close()
@@ -109,7 +137,7 @@ class SQLiteStore:
         # In this order: a host that is sealed after the first look was in it, one sealed before it is looked up by
         # name.
         found = {row.incarnation: row for row in await threads.leases.run(Leases.hosts_not_sealed)}
-        named = await threads.reader.run(TablesReader.named_owners)
+        named = await threads.reader.run(named_owners)
         if not named <= found.keys():
             others = await threads.leases.run(Leases.hosts_named, sorted(named - found.keys()))
             found.update((row.incarnation, row) for row in others)
@@ -118,7 +146,7 @@ class SQLiteStore:
     async def finished_logs(self) -> list[int]:
         # In this order: who is not live any more can claim nothing later.
         ended = await self._threads.leases.run(Leases.hosts_ended)
-        named = await self._threads.reader.run(TablesReader.named_owners)
+        named = await self._threads.reader.run(named_owners)
         return [incarnation for incarnation in ended if incarnation not in named]
 
     async def condemn(self, incarnation: int, renewals: int) -> bool:
@@ -126,7 +154,7 @@ class SQLiteStore:
 
     # ---- ownership -------------------------------------------------------------------------------------------
     async def shards(self) -> list[ShardRow]:
-        return await self._threads.reader.run(TablesReader.shards)
+        return await self._threads.reader.run(read_shards)
 
     async def assign(self, assignments: Sequence[Assignment]) -> frozenset[int]:
         self._check_shards(assignment.shard for assignment in assignments)
@@ -183,25 +211,54 @@ class SQLiteStore:
 
     async def read_entity(self, shard: int, kind: str, id: str) -> EntityRow | None:
         self._check_shards((shard,))
-        return await self._threads.reader.run(TablesReader.entity, shard, kind, id)
+        return await self._threads.reader.run(read_entity, shard, kind, id)
 
     async def read_commits(
         self, shard: int, kind: str, id: str, after_seq: int = 0, to_seq: int | None = None, limit: int | None = None
     ) -> list[Commit]:
         self._check_shards((shard,))
-        return await self._threads.reader.run(TablesReader.commits, shard, kind, id, after_seq, to_seq, limit)
+        return await self._threads.reader.run(read_commits, shard, kind, id, after_seq, to_seq, limit)
 
     async def read_history(self, shard: int, after_position: int = 0, limit: int | None = None) -> list[Commit]:
         self._check_shards((shard,))
-        return await self._threads.reader.run(TablesReader.history, shard, after_position, limit)
+        return await self._threads.reader.run(read_history, shard, after_position, limit)
+
+    async def delete_history(self, shard: int, kind: str, id: str, through_seq: int) -> None:
+        self._check_shards((shard,))
+        writer = self._threads.writer
+        while await writer.run(TablesWriter.delete_history_slice, shard, kind, id, through_seq):
+            pass  # slice by slice: between two of them a checkpoint of ours or another host's goes on
 
     async def read_clients(self, shard: int) -> list[ClientRow]:
         self._check_shards((shard,))
-        return await self._threads.reader.run(TablesReader.clients, shard)
+        return await self._threads.reader.run(read_clients, shard)
 
     async def read_named(self, shard: int, kind: str, id: str, command_id: str) -> NamedReply | None:
         self._check_shards((shard,))
-        return await self._threads.reader.run(TablesReader.named, shard, kind, id, command_id)
+        return await self._threads.reader.run(read_named, shard, kind, id, command_id)
+
+    # ---- work that goes on without being called --------------------------------------------------------------
+    async def read_pending(self, shards: Sequence[int]) -> list[PendingWork]:
+        self._check_shards(shards)
+        return await self._threads.reader.run(read_pending, shards)
+
+    async def read_mailbox(
+        self, shard: int, kind: str, id: str, after_entry: int = 0, limit: int | None = None
+    ) -> list[MailboxRow]:
+        self._check_shards((shard,))
+        return await self._threads.reader.run(read_mailbox, shard, kind, id, after_entry, limit)
+
+    async def read_timers(
+        self, shard: int, after: tuple[int, str, str, str], through_ms: int, limit: int
+    ) -> list[TimerRow]:
+        self._check_shards((shard,))
+        return await self._threads.reader.run(read_timers, shard, after, through_ms, limit)
+
+    async def read_dead_letters(
+        self, shard: int, after_number: int = 0, limit: int | None = None
+    ) -> list[DeadLetterRow]:
+        self._check_shards((shard,))
+        return await self._threads.reader.run(read_dead_letters, shard, after_number, limit)
 
     # ---- client sessions -------------------------------------------------------------------------------------
     async def open_session(self) -> int:

@@ -25,8 +25,10 @@ from .process import end_stopped_lock_holder, wal_lock_holders
 
 APPLICATION_ID = 0x41746F6C
 """`Atol`, in the header of every file: what `file` and we know them by."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """In the header of every file (`user_version`). A version that cannot read a file refuses it."""
+SCHEMA_OLDEST = 1
+"""Files of this version are opened too: logs and leases.db are as they were, tables.db is migrated first."""
 LIBRARY_OLDEST = 3_051_003
 """Before 3.51.3 two connections that wrote and checkpointed could corrupt a database in WAL mode."""
 CHECKPOINT_PAGES = 4000
@@ -72,9 +74,9 @@ class Database:
         self.connection.pragma("cell_size_check", True)  # find a corrupt page before it is believed
         self.connection.pragma("journal_size_limit", WAL_BYTES_KEPT)
         self.connection.wal_autocheckpoint(CHECKPOINT_PAGES)
-        found = self.connection.pragma("application_id"), self.connection.pragma("user_version")
-        if found != (APPLICATION_ID, SCHEMA_VERSION):
-            raise IncompatibleStore(_why_not_ours(self.path, *found))
+        application_id, version = self.connection.pragma("application_id"), self.connection.pragma("user_version")
+        if application_id != APPLICATION_ID or not SCHEMA_OLDEST <= version <= SCHEMA_VERSION:
+            raise IncompatibleStore(_why_not_ours(self.path, application_id, version))
 
     def close(self) -> None:
         with self._explained():

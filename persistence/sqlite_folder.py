@@ -23,7 +23,7 @@ from ..actors.errors import CorruptRecord, IncompatibleStore, StoreUnavailable
 from .process import boot_id
 from .sqlite_file import Database, check_library, sync_folder
 from .sqlite_leases import create_leases, leases_path
-from .sqlite_tables import check_tables, create_tables, tables_path
+from .sqlite_tables import check_tables, create_tables, migrate_tables, tables_path
 
 _SHARED_FILE_SYSTEMS = frozenset(
     {
@@ -79,8 +79,8 @@ class _Machine(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def open_folder(folder: Path, app: str, shards: int) -> None:
-    """Make the store, or check that it is the one that is meant. Raises `IncompatibleStore`; then nothing was
-    changed."""
+    """Make the store, or check that it is the one that is meant and bring it up to date. Raises `IncompatibleStore`;
+    then nothing was changed."""
     check_library()
     if shards < 1:
         raise ValueError(f"a store has at least one shard, not {shards}")
@@ -94,6 +94,7 @@ def open_folder(folder: Path, app: str, shards: int) -> None:
     else:
         _create(folder, app, shards)
         _check_existing(folder, app, shards)  # another process may have been first, with another app
+    migrate_tables(folder)
     _write_machine(folder)
 
 

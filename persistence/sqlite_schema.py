@@ -1,4 +1,4 @@
-"""The tables of tables.db, schema version 1. Keys stand in the order in which a checkpoint writes and recovery reads.
+"""The tables of tables.db. Keys stand in the order in which a checkpoint writes and recovery reads.
 
 Every `row` is a MessagePack struct of records.py or spi.py behind a checksum bound to its place. The columns beside it
 are those that SQL compares; a row whose columns and content disagree is reported as corrupt.
@@ -6,7 +6,8 @@ are those that SQL compares; a row whose columns and content disagree is reporte
 
 from __future__ import annotations
 
-TABLES = """
+VERSIONS = {
+    1: """
 CREATE TABLE meta (                 -- what the store is, fixed at its creation
     only   INTEGER PRIMARY KEY CHECK (only = 1),
     app    TEXT NOT NULL,
@@ -49,7 +50,7 @@ CREATE INDEX named_replies_by_age ON named_replies (shard, time_ms);
 
 CREATE TABLE history (              -- the commits of one checkpoint, packed, in pieces of bounded size
     shard          INTEGER NOT NULL,
-    first_position INTEGER NOT NULL,
+    first_position INTEGER NOT NULL, -- names the piece, also when its first commits were deleted
     last_position  INTEGER NOT NULL,
     row            BLOB NOT NULL,   -- list[Commit]
     PRIMARY KEY (shard, first_position)
@@ -64,4 +65,43 @@ CREATE TABLE history_by_entity (    -- which pieces hold commits of an entity
     first_position INTEGER NOT NULL, -- the piece
     PRIMARY KEY (shard, kind, id, last_seq)
 ) STRICT, WITHOUT ROWID;
-"""
+""",
+    2: """
+CREATE TABLE mailbox (              -- accepted commands that have not run
+    shard INTEGER NOT NULL,
+    kind  TEXT NOT NULL,
+    id    TEXT NOT NULL,
+    entry INTEGER NOT NULL,
+    bytes INTEGER NOT NULL,         -- of the arguments
+    row   BLOB NOT NULL,            -- MailboxRow
+    PRIMARY KEY (shard, kind, id, entry)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE outbox (               -- messages that their receivers have not taken over
+    shard  INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    row    BLOB NOT NULL,           -- OutboxRow
+    PRIMARY KEY (shard, number)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE timers (
+    shard  INTEGER NOT NULL,
+    kind   TEXT NOT NULL,
+    id     TEXT NOT NULL,
+    name   TEXT NOT NULL,
+    due_ms INTEGER NOT NULL,
+    row    BLOB NOT NULL,           -- TimerRow
+    PRIMARY KEY (shard, kind, id, name)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX timers_by_due ON timers (shard, due_ms, kind, id, name);
+
+CREATE TABLE dead_letters (
+    shard  INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    row    BLOB NOT NULL,           -- DeadLetterRow
+    PRIMARY KEY (shard, number)
+) STRICT, WITHOUT ROWID;
+""",
+}
+"""What each schema version added. A new store is made by all of them, an older one by those that it lacks."""

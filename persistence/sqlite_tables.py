@@ -12,31 +12,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import apsw
 import msgspec
 
 from ..actors.errors import CorruptRecord, IncompatibleStore
 from . import ownership
-from .checksum import wrap
-from .records import ClientRow, Commit, EntityRow, NamedReply
-from .rows import entity_after, leaves_state
+from .records import ClientRow, EntityRow, NamedReply
+from .rows import covered_seq, entity_after, leaves_state
 from .spi import Assignment, HostState, ShardRow, TableWrite
-from .sqlite_file import Database, create_file, proven
+from .sqlite_file import SCHEMA_VERSION, Database, create_file
+from .sqlite_history import add_history, delete_commits_slice
 from .sqlite_leases import leases_path
-from .sqlite_schema import TABLES
+from .sqlite_pending import PendingRows
+from .sqlite_rows import check_same, decoded, encoded
+from .sqlite_schema import VERSIONS
 
-HISTORY_PIECE_BYTES = 256 << 10
-"""A piece of packed history ends above this: who wants one entity's commits decodes whole pieces."""
-
-Struct = TypeVar("Struct")
-_encode = msgspec.msgpack.Encoder().encode
 _shard_decoder = msgspec.msgpack.Decoder(ShardRow)
 _entity_decoder = msgspec.msgpack.Decoder(EntityRow)
 _client_decoder = msgspec.msgpack.Decoder(ClientRow)
 _named_decoder = msgspec.msgpack.Decoder(NamedReply)
-_commits_decoder = msgspec.msgpack.Decoder(list[Commit])
 
 _UPSERT_ENTITY = """
 INSERT INTO entities (shard, kind, id, seq, row) VALUES (?, ?, ?, ?, ?)
@@ -63,7 +58,7 @@ def create_tables(folder: Path, app: str, shards: int) -> bool:
         connection.execute("INSERT INTO meta VALUES (1, ?, ?)", (app, shards))
         connection.executemany("INSERT INTO shards VALUES (?, ?)", rows)
 
-    return create_file(tables_path(folder), TABLES, fill)
+    return create_file(tables_path(folder), "".join(VERSIONS.values()), fill)
 
 
 def check_tables(folder: Path, app: str, shards: int) -> None:
@@ -84,6 +79,26 @@ def check_tables(folder: Path, app: str, shards: int) -> None:
             )
     finally:
         database.close()
+
+
+def migrate_tables(folder: Path) -> None:
+    """Bring the tables of an older schema up to date, in one transaction. They were checked before."""
+    database = Database(tables_path(folder))
+    try:
+        if _version(database) < SCHEMA_VERSION:
+            with database.transaction():
+                # Looked at again under the lock: another process may have been first.
+                for version in range(_version(database) + 1, SCHEMA_VERSION + 1):
+                    database.write(VERSIONS[version])
+                database.write(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    finally:
+        database.close()
+
+
+def _version(database: Database) -> int:
+    ((version,),) = database.rows("PRAGMA user_version")
+    assert isinstance(version, int)
+    return version
 
 
 class TablesWriter:
@@ -137,7 +152,7 @@ class TablesWriter:
         row = self._database.row("SELECT row FROM shards WHERE shard = ?", (shard,))
         if row is None:
             raise CorruptRecord(f"{_shard_place(shard)}: missing; restore this store from a backup")
-        return _decoded(_shard_decoder, row[0], _shard_place(shard))
+        return decoded(_shard_decoder, row[0], _shard_place(shard))
 
     def _put_shard(self, row: ShardRow) -> None:
         self._database.write("UPDATE shards SET row = ? WHERE shard = ?", (_shard_blob(row), row.shard))
@@ -155,7 +170,7 @@ class TablesWriter:
                     continue
                 self._write_rows(write, rows)
                 if write.end is not None:
-                    self._add_history(write.shard, commits)
+                    add_history(self._database, write.shard, commits)
                     self._put_shard(ownership.ended(before, incarnation, write.end))
         return frozenset(refused)
 
@@ -163,7 +178,7 @@ class TablesWriter:
         database = self._database
         database.write_all(_UPSERT_ENTITY, rows.entities)
         for row in rows.without_state:
-            stored = stored_entity(database, write.shard, row.kind, row.id)
+            stored = read_entity(database, write.shard, row.kind, row.id)
             if (after := entity_after(stored, row)) is not stored:
                 database.write(_UPSERT_ENTITY, _entity_binding(write.shard, after))
         database.write_all(_UPSERT_CLIENT, rows.clients)
@@ -176,138 +191,67 @@ class TablesWriter:
             database.write(
                 "DELETE FROM named_replies WHERE shard = ? AND time_ms < ?", (write.shard, write.forget_named_before_ms)
             )
+        rows.pending.write(database)
 
-    def _add_history(self, shard: int, commits: Sequence[Commit]) -> None:
-        for piece in _pieces(commits):
-            first, last = piece[0].position, piece[-1].position
-            self._database.write(
-                "INSERT INTO history VALUES (?, ?, ?, ?)",
-                (shard, first, last, wrap(_encode(piece), _history_place(shard, first))),
-            )
-            seqs: dict[tuple[str, str], tuple[int, int]] = {}
-            for commit in piece:
-                first_seq, _last_seq = seqs.get((commit.kind, commit.id), (commit.seq, 0))
-                seqs[commit.kind, commit.id] = first_seq, commit.seq
-            self._database.write_all(
-                "INSERT INTO history_by_entity (shard, kind, id, last_seq, first_seq, first_position) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                [
-                    (shard, kind, id, last_seq, first_seq, first)
-                    for (kind, id), (first_seq, last_seq) in sorted(seqs.items())
-                ],
-            )
+    def delete_history_slice(self, shard: int, kind: str, id: str, through_seq: int) -> bool:
+        """Some of what `Store.delete_history` drops, the oldest first; True when there is more."""
+        with self._database.transaction():
+            through_seq = min(through_seq, covered_seq(read_entity(self._database, shard, kind, id)))
+            return delete_commits_slice(self._database, shard, kind, id, through_seq)
 
 
-class TablesReader:
-    """A connection that only reads tables.db, for one thread. Its transactions are as short as one answer: a longer
-    one would keep the WAL from being folded back."""
-
-    def __init__(self, folder: Path) -> None:
-        self._database = Database(tables_path(folder))
-
-    def close(self) -> None:
-        self._database.close()
-
-    def shards(self) -> list[ShardRow]:
-        return [
-            _decoded(_shard_decoder, blob, _shard_place(shard))
-            for shard, blob in self._database.rows("SELECT shard, row FROM shards ORDER BY shard")
-        ]
-
-    def named_owners(self) -> set[int]:
-        """Incarnations that some shard's `owners` names."""
-        return {owner for row in self.shards() for owner in row.owners}
-
-    def entity(self, shard: int, kind: str, id: str) -> EntityRow | None:
-        return stored_entity(self._database, shard, kind, id)
-
-    def commits(
-        self, shard: int, kind: str, id: str, after_seq: int, to_seq: int | None, limit: int | None
-    ) -> list[Commit]:
-        found: list[Commit] = []
-        with self._database.snapshot():
-            pieces = self._database.rows(
-                "SELECT first_position, first_seq, last_seq FROM history_by_entity "
-                "WHERE shard = ? AND kind = ? AND id = ? AND last_seq > ? ORDER BY last_seq",
-                (shard, kind, id, after_seq),
-            )
-            for first_position, first_seq, last_seq in pieces:
-                if (to_seq is not None and first_seq > to_seq) or (limit is not None and len(found) >= limit):
-                    break
-                own = [c for c in self._piece(shard, first_position) if (c.kind, c.id) == (kind, id)]
-                seqs = (own[0].seq, own[-1].seq) if own else (0, 0)
-                _same(_history_place(shard, first_position), seqs, (first_seq, last_seq))
-                found += [c for c in own if after_seq < c.seq and (to_seq is None or c.seq <= to_seq)]
-        return found if limit is None else found[: max(limit, 0)]
-
-    def history(self, shard: int, after_position: int, limit: int | None) -> list[Commit]:
-        found: list[Commit] = []
-        with self._database.snapshot():
-            # Pieces do not overlap: the first one that can matter is the last that begins at or before the position.
-            row = self._database.row(
-                "SELECT max(first_position) FROM history WHERE shard = ? AND first_position <= ?",
-                (shard, after_position),
-            )
-            first = (row[0] if row else None) or 0
-            while limit is None or len(found) < limit:
-                row = self._database.row(
-                    "SELECT first_position FROM history WHERE shard = ? AND first_position >= ? "
-                    "ORDER BY first_position LIMIT 1",
-                    (shard, first),
-                )
-                if row is None:
-                    break
-                found += [commit for commit in self._piece(shard, row[0]) if commit.position > after_position]
-                first = row[0] + 1
-        return found if limit is None else found[: max(limit, 0)]
-
-    def _piece(self, shard: int, first_position: int) -> list[Commit]:
-        place = _history_place(shard, first_position)
-        row = self._database.row(
-            "SELECT last_position, row FROM history WHERE shard = ? AND first_position = ?", (shard, first_position)
-        )
-        if row is None:
-            raise CorruptRecord(f"{place}: missing though the index names it; restore this store from a backup")
-        piece = _decoded(_commits_decoder, row[1], place)
-        _same(place, (piece[0].position, piece[-1].position) if piece else None, (first_position, row[0]))
-        return piece
-
-    def clients(self, shard: int) -> list[ClientRow]:
-        found = []
-        for client, floor, blob in self._database.rows(
-            "SELECT client, floor, row FROM clients WHERE shard = ? ORDER BY client", (shard,)
-        ):
-            place = _client_place(shard, client)
-            row = _decoded(_client_decoder, blob, place)
-            _same(place, (row.client, row.floor), (client, floor))
-            found.append(row)
-        return found
-
-    def named(self, shard: int, kind: str, id: str, command_id: str) -> NamedReply | None:
-        row = self._database.row(
-            "SELECT time_ms, row FROM named_replies WHERE shard = ? AND kind = ? AND id = ? AND command_id = ?",
-            (shard, kind, id, command_id),
-        )
-        if row is None:
-            return None
-        place = _named_place(shard, kind, id, command_id)
-        named = _decoded(_named_decoder, row[1], place)
-        _same(place, (named.kind, named.id, named.command_id, named.time_ms), (kind, id, command_id, row[0]))
-        return named
+# ---- reading: in transactions as short as one answer, since a longer one would keep the WAL from being folded back
 
 
-def stored_entity(database: Database, shard: int, kind: str, id: str) -> EntityRow | None:
+def read_shards(database: Database) -> list[ShardRow]:
+    return [
+        decoded(_shard_decoder, blob, _shard_place(shard))
+        for shard, blob in database.rows("SELECT shard, row FROM shards ORDER BY shard")
+    ]
+
+
+def named_owners(database: Database) -> set[int]:
+    """Incarnations that some shard's `owners` names."""
+    return {owner for row in read_shards(database) for owner in row.owners}
+
+
+def read_clients(database: Database, shard: int) -> list[ClientRow]:
+    found = []
+    for client, floor, blob in database.rows(
+        "SELECT client, floor, row FROM clients WHERE shard = ? ORDER BY client", (shard,)
+    ):
+        place = _client_place(shard, client)
+        row = decoded(_client_decoder, blob, place)
+        check_same(place, (row.client, row.floor), (client, floor))
+        found.append(row)
+    return found
+
+
+def read_named(database: Database, shard: int, kind: str, id: str, command_id: str) -> NamedReply | None:
+    row = database.row(
+        "SELECT time_ms, row FROM named_replies WHERE shard = ? AND kind = ? AND id = ? AND command_id = ?",
+        (shard, kind, id, command_id),
+    )
+    if row is None:
+        return None
+    place = _named_place(shard, kind, id, command_id)
+    named = decoded(_named_decoder, row[1], place)
+    check_same(place, (named.kind, named.id, named.command_id, named.time_ms), (kind, id, command_id, row[0]))
+    return named
+
+
+def read_entity(database: Database, shard: int, kind: str, id: str) -> EntityRow | None:
     row = database.row("SELECT seq, row FROM entities WHERE shard = ? AND kind = ? AND id = ?", (shard, kind, id))
     if row is None:
         return None
     place = _entity_place(shard, kind, id)
-    entity = _decoded(_entity_decoder, row[1], place)
-    _same(place, (entity.kind, entity.id, entity.seq), (kind, id, row[0]))
+    entity = decoded(_entity_decoder, row[1], place)
+    check_same(place, (entity.kind, entity.id, entity.seq), (kind, id, row[0]))
     return entity
 
 
 def _entity_binding(shard: int, row: EntityRow) -> tuple[int, str, str, int, bytes]:
-    return shard, row.kind, row.id, row.seq, wrap(_encode(row), _entity_place(shard, row.kind, row.id))
+    return shard, row.kind, row.id, row.seq, encoded(row, _entity_place(shard, row.kind, row.id))
 
 
 class _Rows:
@@ -317,9 +261,7 @@ class _Rows:
         shard = write.shard
         self.entities = [_entity_binding(shard, row) for row in write.entities if not leaves_state(row)]
         self.without_state = [row for row in write.entities if leaves_state(row)]
-        self.clients = [
-            (shard, c.client, c.floor, wrap(_encode(c), _client_place(shard, c.client))) for c in write.clients
-        ]
+        self.clients = [(shard, c.client, c.floor, encoded(c, _client_place(shard, c.client))) for c in write.clients]
         self.named = [
             (
                 shard,
@@ -327,40 +269,15 @@ class _Rows:
                 r.id,
                 r.command_id,
                 r.time_ms,
-                wrap(_encode(r), _named_place(shard, r.kind, r.id, r.command_id)),
+                encoded(r, _named_place(shard, r.kind, r.id, r.command_id)),
             )
             for r in write.named
         ]
-
-
-def _pieces(commits: Sequence[Commit]) -> Iterable[list[Commit]]:
-    """Cut commits into runs of about `HISTORY_PIECE_BYTES` of events."""
-    piece: list[Commit] = []
-    size = 0
-    for commit in commits:
-        piece.append(commit)
-        size += sum(len(event.data) for event in commit.events) + len(commit.id) + 64
-        if size >= HISTORY_PIECE_BYTES:
-            yield piece
-            piece, size = [], 0
-    if piece:
-        yield piece
+        self.pending = PendingRows(write)
 
 
 def _shard_blob(row: ShardRow) -> bytes:
-    return wrap(_encode(row), _shard_place(row.shard))
-
-
-def _decoded(decoder: msgspec.msgpack.Decoder[Struct], blob: object, place: str) -> Struct:
-    try:
-        return decoder.decode(proven(blob, place))
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise CorruptRecord(f"{place}: {error}; restore this store from a backup") from None
-
-
-def _same(place: str, content: Any, columns: Any) -> None:
-    if content != columns:
-        raise CorruptRecord(f"{place}: holds {content!r} under {columns!r}; restore this store from a backup")
+    return encoded(row, _shard_place(row.shard))
 
 
 def _shard_place(shard: int) -> str:
@@ -377,7 +294,3 @@ def _client_place(shard: int, client: int) -> str:
 
 def _named_place(shard: int, kind: str, id: str, command_id: str) -> str:
     return f"reply {command_id!r} of {kind}/{id!r} in shard {shard}"
-
-
-def _history_place(shard: int, first_position: int) -> str:
-    return f"history of shard {shard} from position {first_position}"

@@ -18,9 +18,13 @@ from .resident import Pending, Resident
 
 def root_of(pending: Pending) -> str:
     """The name of a command that is the same in every attempt, on every host: the caller's own ID, or its number."""
-    call = pending.call
+    call, timer = pending.call, pending.timer
+    if timer is not None:
+        return f"timer/{call.kind}/{call.id}/{timer.name}/{timer.set_at}.{timer.due_ms}"
     if call.command_id:
         return f"{call.kind}/{call.id}/{call.command_id}"
+    if not pending.client:  # it was a timer's, and a dead letter since
+        return f"entry/{call.shard}.{pending.entry}"
     return f"{pending.client}.{call.shard}.{call.number}"
 
 

@@ -24,6 +24,10 @@ from ..persistence.spi import Store
 from .retries import until_done
 
 
+def _nothing() -> None:
+    pass
+
+
 class CommitPath:
     def __init__(
         self,
@@ -32,14 +36,16 @@ class CommitPath:
         settings: Settings,
         world: World,
         committed: Callable[[int, list[Record], list[int]], None],
+        about_to_take: Callable[[], None] = _nothing,
     ) -> None:
         """`committed(n, records, sizes)` is called on the loop after row n became durable, before its answers leave;
-        `sizes` in bytes, one per record."""
+        `sizes` in bytes, one per record. `about_to_take` may stage more into the batch that is next."""
         self._store = store
         self._incarnation = incarnation
         self._settings = settings
         self._world = world
         self._report = committed
+        self._about_to_take = about_to_take
         self._filling: list[Record] = []
         self._sizes: list[int] = []
         """Of the records in `_filling`."""
@@ -78,6 +84,10 @@ class CommitPath:
             self.when_committed(ticket, done.set)
             await done.wait()
 
+    def wake(self) -> None:
+        """Take a batch as soon as no append is in flight: `about_to_take` has something for it."""
+        self._wake.set()
+
     def hold(self) -> None:
         """Begin no append until `resume`: what is committed but not in the tables is at its bound."""
         self._room.clear()
@@ -90,15 +100,19 @@ class CommitPath:
         while True:
             await self._wake.wait()
             await self._room.wait()
+            self._wake.clear()
+            self._about_to_take()
+            if not self._filling:
+                continue
             batch, sizes = self._next_batch()
+            if self._filling:
+                self._wake.set()
             n = self.n + 1
             content = encode_batch(batch, self._incarnation, n)
             # A row that was tried keeps its content for ever: a repeat may find that the first try did arrive.
             await until_done(self._world, partial(self._store.append, self._incarnation, n, content))
             self.n = n
             self.committed += len(batch)
-            if not self._filling:
-                self._wake.clear()
             self._report(n, batch, sizes)
             answers = self._answers
             while answers and answers[0][0] <= self.committed:

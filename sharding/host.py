@@ -21,23 +21,34 @@ from typing import Any
 from ..actors.calls import Caller
 from ..actors.errors import Fenced
 from ..actors.kind import EntityKind
+from ..actors.logs import about
 from ..actors.settings import Settings
 from ..actors.turn import Turn
 from ..actors.world import World
-from ..persistence.records import Record
+from ..persistence.pending import PendingView
+from ..persistence.records import Record, is_stream
+from ..persistence.recovery import RecoveredShard
 from ..persistence.spi import Store
+from .accepting import Accepting, Holdings
 from .commit import CommitPath
 from .gate import OutputGate
 from .intake import Intake
 from .lease import Lease, keep
+from .letters import Letters
+from .log_fields import of_entity
 from .messages import Message, Peer, TableUpdate
+from .outbox import Courier, Outbox
+from .owed import Owed
 from .ownership import Ownership
+from .paging import Paging
 from .passivation import IdleList
 from .performer import TurnPerformer
 from .resident import Resident
 from .retries import until_done
 from .shard import OwnedShard
+from .staging import Staging
 from .table import ShardTable
+from .timers import Timers
 from .turns import Turns
 from .upkeep import Upkeep
 
@@ -60,10 +71,13 @@ class Host:
         store: Store,
         settings: Settings,
         world: World,
+        app_name: str = "",
         resources: Any = None,
         asker: Caller | None = None,
+        courier: Courier | None = None,
     ) -> None:
-        """`asker`: a client of this cluster, for the asks that handlers make."""
+        """`asker`: a client of this cluster, for the asks that handlers make. `courier`: carries the messages that they
+        send; without one nothing can be sent."""
         self.incarnation = incarnation
         self.address = address
         self.settings = settings
@@ -75,21 +89,60 @@ class Host:
         self._world = world
         self._idle_list = IdleList(settings.passivate_idle_s, settings.active_entities_max)
         self._tasks: list[asyncio.Task[Any]] = []
-        self._changed = asyncio.Event()
-        self.commits = CommitPath(store, incarnation, settings, world, self._committed)
+        self.commits = CommitPath(store, incarnation, settings, world, self._committed, self._about_to_take)
         self._gate = OutputGate(self.commits, self.lease)
+        self._staging = Staging(self.commits, settings)
+        self._outbox = Outbox(courier, self._staging, settings, world) if courier is not None else None
+        if courier is None:
+            self._staging.room = 0
+        self._holdings = Holdings()
+        self._accepting = Accepting(self._staging, self.commits, self._gate, self._holdings, settings, world)
+        self._owed = Owed(
+            kinds=kinds,
+            staging=self._staging,
+            commits=self.commits,
+            accepting=self._accepting,
+            gate=self._gate,
+            holdings=self._holdings,
+            settings=settings,
+            world=world,
+            ready=self._ready,
+        )
+        self._timers = self._owed.timers = Timers(
+            store=store,
+            shards=self.shards,
+            commits=self.commits,
+            settings=settings,
+            world=world,
+            fire=self._owed.fire,
+        )
         self._performer = TurnPerformer(
             store=store,
             commits=self.commits,
             gate=self._gate,
+            staging=self._staging,
+            accepting=self._accepting,
+            owed=self._owed,
             settings=settings,
             world=world,
+            app_name=app_name,
             resources=resources,
             asker=asker,
             ready=self._ready,
             idle=self._idle,
         )
-        self._turns = Turns(self._performer, world, settings.runners_max, self._broken)
+        self._turns = Turns(self._performer, world, settings.runners_max, self._broken, self._accepting.quiet)
+        self._accepting.nudge = self._turns.nudge
+        self._paging = self._performer.paging = Paging(
+            store=store,
+            commits=self.commits,
+            kinds=kinds,
+            holdings=self._holdings,
+            owed=self._owed,
+            settings=settings,
+            world=world,
+            ready=self._ready,
+        )
         self.upkeep = Upkeep(
             store=store,
             incarnation=incarnation,
@@ -104,6 +157,18 @@ class Host:
             shards=self.shards,
             table=self.table,
             gate=self._gate,
+            accepting=self._accepting,
+            owed=self._owed,
+            letters=Letters(
+                store=store,
+                kinds=kinds,
+                staging=self._staging,
+                commits=self.commits,
+                accepting=self._accepting,
+                gate=self._gate,
+                world=world,
+                ready=self._ready,
+            ),
             settings=settings,
             world=world,
             ready=self._turns.ready,
@@ -120,7 +185,7 @@ class Host:
             commits=self.commits,
             settings=settings,
             world=world,
-            changed=self._changed.set,
+            listener=self,
         )
 
     # ---- life ------------------------------------------------------------------------------------------------------
@@ -133,6 +198,8 @@ class Host:
             ("upkeep", self.upkeep.run),
             ("passivation", self._passivate_idle),
             ("sessions", self._touch_sessions),
+            ("timers", self._timers.run),
+            ("stored commands", self._paging.run),
         ):
             self._tasks.append(self._world.spawn(self._watch(name, work), f"atoll-{name}-{self.incarnation}"))
 
@@ -147,7 +214,8 @@ class Host:
             self.end(f"{name} ended")
 
     def _broken(self, error: BaseException) -> None:
-        log.critical("host %d ends on an internal error", self.incarnation, exc_info=error)
+        told = about(incarnation=self.incarnation)
+        log.critical("host %d ends on an internal error", self.incarnation, exc_info=error, extra=told)
         self.end(f"internal error: {type(error).__name__}: {error}")
 
     def end(self, reason: str) -> None:
@@ -203,11 +271,6 @@ class Host:
 
     # ---- glue ------------------------------------------------------------------------------------------------------
 
-    async def shards_changed(self) -> None:
-        """Wait for the next change of what this host serves."""
-        self._changed.clear()
-        await self._changed.wait()
-
     def _ready(self, resident: Resident) -> None:
         self._turns.ready(resident)
 
@@ -215,8 +278,40 @@ class Host:
         resident.scheduled = False
         self._idle_list.used(resident, self._world.monotonic())
 
+    def _about_to_take(self) -> None:
+        self._accepting.about_to_take()
+
     def _committed(self, n: int, records: list[Record], sizes: list[int]) -> None:
         self.upkeep.committed(n, records, sizes)
+        if self._outbox is None:
+            return
+        for record in records:
+            if record.delivery is not None and record.delivery.outbox:
+                shard = self.shards.get(record.shard)
+                if shard is not None:
+                    self._outbox.committed(shard, record)
+
+    # ---- its shards (ShardListener) --------------------------------------------------------------------------------
+
+    def opened(self, shard: OwnedShard, recovered: RecoveredShard) -> None:
+        self._timers.opened(shard)
+        if self._outbox is not None:
+            self._outbox.opened(shard, PendingView(recovered.overlay).outbox(recovered.pending.outbox))
+        self._paging.opened(shard, sum(mailbox.bytes for mailbox in recovered.pending.mailboxes))
+
+    def emptied(self, shard: OwnedShard) -> None:
+        self._paging.emptied(shard)
+        self._accepting.emptied(shard)
+
+    def reopened(self, shard: OwnedShard) -> None:
+        self._timers.reopened(shard)
+        self._paging.reopened(shard)
+
+    def closed(self, shard: OwnedShard) -> None:
+        self._timers.closed(shard)
+        self._paging.closed(shard)
+        if self._outbox is not None:
+            self._outbox.closed(shard)
 
     async def _passivate_idle(self) -> None:
         while True:
@@ -226,7 +321,7 @@ class Host:
                 await self._passivate(resident)
 
     async def _passivate(self, resident: Resident) -> None:
-        if resident.scheduled or resident.ticket > self.commits.committed:
+        if resident.scheduled or resident.backlog is not None or resident.ticket > self.commits.committed:
             return  # used while others were leaving
         self._idle_list.forget(resident)
         if resident.activation is not None and resident.kind.has_on_passivate:
@@ -235,7 +330,7 @@ class Host:
                 turn = Turn(self._world.wall_ms(), self.settings.command_timeout_s)
                 await resident.activation.on_passivate(turn)
             except Exception as error:
-                log.warning("on_passivate of %s/%s failed", *resident.key, exc_info=error)
+                log.warning("on_passivate of %s/%s failed", *resident.key, exc_info=error, extra=of_entity(resident))
             resident.scheduled = False
         resident.activation = None
         resident.leaving = False
@@ -250,7 +345,7 @@ class Host:
         while True:
             await asyncio.sleep(self.settings.session_touch_s)
             peers = {peer.client: peer for peer in self._intake.peers()}
-            known = {client for shard in self.shards.values() for client in shard.windows}
+            known = {client for shard in self.shards.values() for client in shard.windows if not is_stream(client)}
             gone = await until_done(self._world, partial(self._store.touch_sessions, peers))
             alive = (await until_done(self._world, self._store.sessions)).keys()
             for client in gone:

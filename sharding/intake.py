@@ -6,12 +6,13 @@ waits for itself             CALL_CYCLE (the chain of those who wait for it name
 known number                 its recorded reply again; a pending one: its answer will go to the newer connection
 unknown `prev`               OutOfOrder
 does not fit the app         INVALID_COMMAND
-mailbox full                 OVERLOADED (it did not run; its number stays free)
+mailbox full                 a tell goes straight to the store; else OVERLOADED (it did not run, its number stays free)
 else                         into the mailbox
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from ..actors.calls import Mode, Status
@@ -20,10 +21,13 @@ from ..actors.ids import checked_command_id, checked_entity_id, command_id_time_
 from ..actors.kind import EntityKind, Handler
 from ..actors.settings import Settings
 from ..actors.world import World
-from ..persistence.records import RecordedReply
+from ..persistence.records import RecordedReply, stream_of
+from .accepting import Accepting
 from .gate import OutputGate
 from .hashing import shard_of
+from .letters import DROP, REPLAY, Letters
 from .messages import Answer, Call, Message, Moved, OutOfOrder, Peer, Ping, Poke, Pong
+from .owed import Owed
 from .resident import Pending, Resident
 from .shard import OwnedShard, Phase
 from .table import ShardTable
@@ -38,6 +42,9 @@ class Intake:
         shards: Mapping[int, OwnedShard],
         table: ShardTable,
         gate: OutputGate,
+        accepting: Accepting,
+        owed: Owed,
+        letters: Letters,
         settings: Settings,
         world: World,
         ready: Callable[[Resident], None],
@@ -48,6 +55,9 @@ class Intake:
         self._shards = shards
         self._table = table
         self._gate = gate
+        self._accepting = accepting
+        self._owed = owed
+        self._letters = letters
         self._settings = settings
         self._world = world
         self._ready = ready
@@ -95,9 +105,13 @@ class Intake:
         if shard is None or not (shard.phase is Phase.OPEN or self._holds_up_release(call, shard)):
             self.moved(peer, call)
             return
+        if call.sender:
+            client = stream_of(call.sender - 1)
         window = shard.windows.get(client)
         if window is None:
             window = shard.window(client)
+        if call.sender and not self._is_from_owner(peer, call, window):
+            return
         if call.floor > window.floor:
             window.raise_floor(call.floor)
         verdict = window.admit(call.number, call.prev, self._settings.shard_window)
@@ -106,53 +120,89 @@ class Intake:
         elif verdict is Verdict.ANSWERED:
             known = window.known(call.number)
             pending = Pending(call, _NO_HANDLER, peer.client, peer, window, 0.0)
-            answer = Answer(call.shard, call.number, known.reply.status, known.reply.payload)
+            answer = Answer(call.shard, call.number, known.reply.status, known.reply.payload, call.sender)
             # As a read, whatever it was: a reply without effect needs the lease again, the others lose nothing.
             self._gate.read(known.ticket, pending, answer)
         elif verdict is Verdict.PENDING:
             window.pending(call.number).peer = peer
         elif verdict is Verdict.OUT_OF_ORDER:
-            peer.send(OutOfOrder(call.shard, call.number))
+            peer.send(OutOfOrder(call.shard, call.number, call.sender))
         elif verdict is Verdict.BELOW_FLOOR:
-            peer.send(Answer(call.shard, call.number, Status.BELOW_FLOOR, b""))
+            peer.send(Answer(call.shard, call.number, Status.BELOW_FLOOR, b"", call.sender))
+        elif call.sender:
+            message = f"{self._settings.shard_window} messages above the floor of their stream are remembered here"
+            peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message.encode(), call.sender))
         else:
             peer.close(f"number {call.number} runs more than {self._settings.shard_window} ahead of its floor")
+
+    def _is_from_owner(self, peer: Peer, call: Call, window: Window[Pending]) -> bool:
+        """A message of the newest owner of its shard that this one has heard of. A former one's copies go unanswered:
+        their answers would be the owner's."""
+        if call.sender > self._settings.shards or call.mode != Mode.TELL:
+            peer.close(f"no message comes from shard {call.sender - 1} with mode {call.mode}")
+            return False
+        if call.sender_epoch < window.generation:
+            return False
+        window.generation = call.sender_epoch
+        return True
 
     def _admit(
         self, peer: Peer, client: int, call: Call, shard: OwnedShard, window: Window[Pending], now: float
     ) -> None:
         kind = self._kinds.get(call.kind)
         handler = kind.handlers.get(call.method) if kind is not None else None
+        if call.method in (REPLAY, DROP):
+            self._letter(peer, client, call, shard, window)
+            return
         if kind is None or handler is None:
-            self._refuse(peer, call, window, self._unknown(call, kind))
+            self._refuse(peer, client, call, shard, window, self._unknown(call, kind))
             return
         key = (call.kind, call.id)
-        if call.chain and f"{call.kind}/{call.id}" in call.chain:
+        told = call.mode == Mode.TELL
+        if call.chain and not told and f"{call.kind}/{call.id}" in call.chain:
             cycle = " -> ".join((*call.chain, f"{call.kind}/{call.id}"))
-            self._refuse(peer, call, window, f"it would wait for itself: {cycle}", Status.CALL_CYCLE)
+            self._refuse(peer, client, call, shard, window, f"it would wait for itself: {cycle}", Status.CALL_CYCLE)
             return
         resident = shard.residents.get(key)
-        if resident is None:
+        if resident is None or told or call.command_id or len(call.arguments) > self._settings.arguments_bytes_max:
             fault = self._fault(call)
+            if fault is None and told:
+                fault = "a query has no tell" if handler.is_query else handler.misfit(call.arguments)
             if fault is not None:
-                self._refuse(peer, call, window, fault)
+                self._refuse(peer, client, call, shard, window, fault)
                 return
-            resident = shard.residents[key] = Resident(kind, key, shard)
-        elif len(call.arguments) > self._settings.arguments_bytes_max or call.command_id:
-            fault = self._fault(call)
-            if fault is not None:
-                self._refuse(peer, call, window, fault)
+            if resident is None:
+                resident = shard.resident(kind, key)
+        deadline = math.inf if call.sender else now + call.remaining_ms / 1000
+        pending = Pending(call, handler, client, peer, window, deadline)
+        backlog = resident.backlog
+        queued = len(resident.mailbox) if backlog is None else resident.queued()
+        if queued >= self._settings.mailbox_commands_max:
+            if told and self._accepting.store(resident, pending):
                 return
-        if len(resident.mailbox) >= self._settings.mailbox_commands_max:
             message = f"the mailbox of {call.kind}/{call.id} is full ({self._settings.mailbox_commands_max})"
-            peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message.encode()))
+            peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message.encode(), call.sender))
             return
-        pending = Pending(call, handler, client, peer, window, now + call.remaining_ms / 1000)
         window.begin(call.number, pending)
-        resident.mailbox.append(pending)
+        if backlog is not None and backlog.more:
+            backlog.behind.append(pending)
+        else:
+            resident.mailbox.append(pending)
+        if told:
+            self._accepting.arrived(resident)
         if not resident.scheduled:
             resident.scheduled = True
             self._ready(resident)
+
+    def _letter(self, peer: Peer, client: int, call: Call, shard: OwnedShard, window: Window[Pending]) -> None:
+        """A dead letter is to be replayed or dropped."""
+        fault = self._fault(call)
+        if fault is not None:
+            self._refuse(peer, client, call, shard, window, fault)
+            return
+        pending = Pending(call, _NO_HANDLER, client, peer, window, math.inf)
+        window.begin(call.number, pending)
+        self._letters.ask(shard, pending)
 
     def _holds_up_release(self, call: Call, shard: OwnedShard) -> bool:
         """A turn of this shard, which the release waits for, waits for this call: it has to be let in."""
@@ -194,20 +244,34 @@ class Intake:
         return None
 
     def _refuse(
-        self, peer: Peer, call: Call, window: Window[Pending], message: str, status: Status = Status.INVALID_COMMAND
+        self,
+        peer: Peer,
+        client: int,
+        call: Call,
+        shard: OwnedShard,
+        window: Window[Pending],
+        message: str,
+        status: Status = Status.INVALID_COMMAND,
     ) -> None:
-        """It never runs. An answer without effect like any other."""
+        """It never runs. An answer without effect like any other; of a message, whose sender can do nothing about it,
+        a dead letter is left."""
+        pending = Pending(call, _NO_HANDLER, client, peer, window, 0.0)
+        if call.sender:
+            if self._owed.may_bury(shard):
+                self._owed.bury_arrived(shard, pending, "invalid", message)
+            else:
+                peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message.encode(), call.sender))
+            return
         reply = RecordedReply(status, message.encode(), 0)
         window.remember(call.number, reply, 0)
-        pending = Pending(call, _NO_HANDLER, peer.client, peer, window, 0.0)
         self._gate.read(0, pending, Answer(call.shard, call.number, reply.status, reply.payload))
 
     def moved(self, peer: Peer, call: Call) -> None:
         route = self._table.route(call.shard)
         if route is None:
-            peer.send(Moved(call.shard, call.number, 0, 0, ""))
+            peer.send(Moved(call.shard, call.number, 0, 0, "", call.sender))
         else:
-            peer.send(Moved(call.shard, call.number, route.epoch, route.incarnation, route.address))
+            peer.send(Moved(call.shard, call.number, route.epoch, route.incarnation, route.address, call.sender))
 
 
 class _NoHandler:

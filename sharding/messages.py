@@ -42,6 +42,11 @@ class Call(msgspec.Struct, array_like=True, tag=1, gc=False):
     command_id: str = ""
     chain: tuple[str, ...] = ()
     """The entities (`kind/id`) that wait for this call, outermost first."""
+    sender: Natural = 0
+    """0: a client's own command. Else 1 + the shard whose outbox this message is from; `number` is its outbox number,
+    and `floor` and `prev` count within the stream from that shard to this one. It has no deadline."""
+    sender_epoch: Natural = 0
+    """The epoch at which that shard is owned by whoever sends: a former owner's copies are dropped."""
 
 
 class Answer(msgspec.Struct, array_like=True, tag=2, gc=False):
@@ -50,6 +55,8 @@ class Answer(msgspec.Struct, array_like=True, tag=2, gc=False):
     status: Natural
     """A `Status`."""
     payload: bytes
+    sender: Natural = 0
+    """As in the call; the same in Moved and OutOfOrder."""
 
 
 class Moved(msgspec.Struct, array_like=True, tag=3, gc=False):
@@ -61,6 +68,7 @@ class Moved(msgspec.Struct, array_like=True, tag=3, gc=False):
     incarnation: Natural
     """The owner as far as this host knows, 0 for unknown."""
     address: str
+    sender: Natural = 0
 
 
 class OutOfOrder(msgspec.Struct, array_like=True, tag=4, gc=False):
@@ -68,6 +76,7 @@ class OutOfOrder(msgspec.Struct, array_like=True, tag=4, gc=False):
 
     shard: Natural
     number: Natural
+    sender: Natural = 0
 
 
 class TableUpdate(msgspec.Struct, array_like=True, tag=5, gc=False):

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from typing import Protocol
 
 from ..actors.errors import CorruptRecord, StoreUnavailable
+from ..actors.logs import about
 from ..actors.settings import Settings
 from ..actors.world import World
-from ..persistence.recovery import take_over
+from ..persistence.recovery import RecoveredShard, take_over
 from ..persistence.spi import ShardRow, ShardState, Store
 from .commit import CommitPath
 from .intake import Intake
@@ -26,6 +27,26 @@ from .table import ShardTable
 from .upkeep import Upkeep
 
 log = logging.getLogger("atoll.host")
+
+
+class ShardListener(Protocol):
+    """Those who keep something for each shard."""
+
+    def opened(self, shard: OwnedShard, recovered: RecoveredShard) -> None:
+        """It was taken over."""
+        ...
+
+    def emptied(self, shard: OwnedShard) -> None:
+        """Its mailboxes are about to be forgotten: it is closed, or about to be given back."""
+        ...
+
+    def reopened(self, shard: OwnedShard) -> None:
+        """It was to be given back and is not: its mailboxes are empty."""
+        ...
+
+    def closed(self, shard: OwnedShard) -> None:
+        """It is not ours any more."""
+        ...
 
 
 class Ownership:
@@ -42,11 +63,12 @@ class Ownership:
         commits: CommitPath,
         settings: Settings,
         world: World,
-        changed: Callable[[], None],
+        listener: ShardListener,
     ) -> None:
         """`shards` and `table` are the host's; only this module adds to and removes from them."""
         self._store = store
         self._incarnation = incarnation
+        self._told = about(incarnation=incarnation)
         self._shards = shards
         self._table = table
         self._intake = intake
@@ -54,7 +76,7 @@ class Ownership:
         self._commits = commits
         self._settings = settings
         self._world = world
-        self._changed = changed
+        self._listener = listener
         self._addresses = {incarnation: address}
         self._look = asyncio.Event()
         self._stuck: dict[int, int] = {}
@@ -68,7 +90,7 @@ class Ownership:
             try:
                 await self._once()
             except StoreUnavailable as error:
-                log.warning("the store does not answer, looking again: %s", error)
+                log.warning("the store does not answer, looking again: %s", error, extra=self._told)
             try:
                 async with asyncio.timeout(self._settings.store_poll_s * self._world.random.uniform(0.75, 1.25)):
                     await self._look.wait()
@@ -101,18 +123,19 @@ class Ownership:
             recovered = await take_over(self._store, self._incarnation, claims)
         except CorruptRecord as error:
             self._stuck.update(claims)
-            log.critical("shards %s stay closed, their recovery failed: %s", [shard for shard, _ in claims], error)
+            shards = [shard for shard, _ in claims]
+            log.critical("shards %s stay closed, their recovery failed: %s", shards, error, extra=self._told)
             return
         entries = []
         for part in recovered:
-            shard = OwnedShard(part)
+            shard = OwnedShard(part, self._world.wall_ms())
             self._shards[shard.shard] = shard
             self._upkeep.recovered(shard)
+            self._listener.opened(shard, part)
             entries.append((shard.shard, shard.epoch, self._incarnation, self._addresses[self._incarnation]))
         if entries:
-            log.info("opened %d shards", len(entries))
+            log.info("opened %d shards", len(entries), extra=self._told)
             self._push(self._table.merge(entries))
-            self._changed()
 
     async def _publish(self, rows: list[ShardRow]) -> None:
         owned = [row for row in rows if row.state is ShardState.OWNED and row.owner != self._incarnation]
@@ -139,14 +162,17 @@ class Ownership:
         if shard is not None:
             shard.phase = Phase.CLOSED
             self._bounce(shard)
-            self._changed()
+            self._listener.closed(shard)
 
     def _bounce(self, shard: OwnedShard) -> None:
+        """Senders find the new owner; what is owed is in the store, for whoever owns it."""
+        self._listener.emptied(shard)
         for resident in shard.residents.values():
-            for pending in resident.mailbox:
-                pending.window.bounce(pending.call.number)
-                self._intake.moved(pending.peer, pending.call)
-            resident.mailbox.clear()
+            for pending in resident.waiting():
+                if not pending.owed:
+                    pending.window.bounce(pending.call.number)
+                    self._intake.moved(pending.peer, pending.call)
+            resident.clear()
 
     async def release(self, number: int) -> bool:
         """Give a shard back: stop intake, let turns end, commit, write everything and the release. False: not done
@@ -164,7 +190,10 @@ class Ownership:
             if shard.phase is Phase.CLOSED:
                 return False
             shard.phase = Phase.OPEN
-            log.warning("shard %d was not released: a turn ran beyond %s s", number, self._settings.release_deadline_s)
+            self._listener.reopened(shard)
+            told = about(shard=number, incarnation=self._incarnation)
+            deadline_s = self._settings.release_deadline_s
+            log.warning("shard %d was not released: a turn ran beyond %s s", number, deadline_s, extra=told)
             return False
         if shard.phase is Phase.CLOSED:
             return False  # lost meanwhile: what is committed of it stands in our log, for its new owner

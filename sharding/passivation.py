@@ -35,6 +35,6 @@ class IdleList:
         for resident in self._residents:
             if len(due) >= at_most or (now - resident.used < self._idle_s and excess <= len(due)):
                 break
-            if not resident.scheduled and resident.ticket <= committed:
+            if not resident.scheduled and resident.ticket <= committed and resident.backlog is None:
                 due.append(resident)
         return due

@@ -11,32 +11,33 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from xxhash import xxh3_64_intdigest
+from msgspec.structs import replace
 
 from ..actors.activation import Activation
 from ..actors.calls import Caller, Mode, Status
+from ..actors.codec import message_of
 from ..actors.errors import CorruptRecord
 from ..actors.settings import Settings
 from ..actors.stored import StoredEntity
 from ..actors.turn import Turn, TurnResult
 from ..actors.world import World
-from ..persistence.records import Record, RecordedReply
+from ..persistence.records import Delivery, Record, RecordedReply
 from ..persistence.spi import Store
+from .accepting import Accepting
 from .asks import HandlerAsks, root_of
 from .commit import CommitPath
 from .gate import OutputGate
-from .messages import Answer
+from .log_fields import of_command, of_entity
+from .messages import Answer, OutOfOrder
+from .owed import Owed
+from .paging import Paging
 from .resident import Pending, Resident
 from .retries import until_done
 from .shard import OwnedShard, Phase
+from .staging import Staging, digest_of
 from .window import Known
 
 log = logging.getLogger("atoll.host")
-
-
-def call_digest(kind: str, id: str, method: str, arguments: bytes) -> int:
-    """Tells two different commands under one command ID apart."""
-    return xxh3_64_intdigest(arguments, seed=xxh3_64_intdigest(f"{kind}\0{id}\0{method}".encode()))
 
 
 class TurnPerformer:
@@ -48,8 +49,12 @@ class TurnPerformer:
         store: Store,
         commits: CommitPath,
         gate: OutputGate,
+        staging: Staging,
+        accepting: Accepting,
+        owed: Owed,
         settings: Settings,
         world: World,
+        app_name: str,
         resources: Any,
         asker: Caller | None,
         ready: Callable[[Resident], None],
@@ -60,8 +65,14 @@ class TurnPerformer:
         self._store = store
         self._commits = commits
         self._gate = gate
+        self._staging = staging
+        self._accepting = accepting
+        self._owed = owed
+        self.paging: Paging
+        """Set by the host: it needs this performer's scheduler."""
         self._settings = settings
         self._world = world
+        self._app_name = app_name
         self._resources = resources
         self._asker = asker
         self._ready = ready
@@ -72,14 +83,20 @@ class TurnPerformer:
     def drain(self, resident: Resident) -> bool:
         mailbox = resident.mailbox
         turns_left = self._settings.turns_in_a_row_max
-        while mailbox:
+        while True:
+            if not mailbox:
+                if self._must_page(resident):
+                    return False
+                break
             activation = resident.activation
             if resident.shard.phase is Phase.CLOSED:
                 return self._closed(resident)
-            if activation is None:
-                return False
             pending = mailbox[0]
-            if pending.handler.is_async:
+            backlog = resident.backlog
+            if backlog is not None and pending.client in backlog.parked:
+                backlog.parked[pending.client].append(mailbox.popleft())
+                continue
+            if activation is None or pending.handler.is_async or pending.suspect:
                 return False
             if pending.call.command_id and self._must_look_up(resident, pending):
                 return False
@@ -91,7 +108,7 @@ class TurnPerformer:
             now = self._world.monotonic()
             if self._wanted(resident, pending, now):
                 call = pending.call
-                turn = Turn(self._world.wall_ms(), pending.deadline - now)
+                turn = self._turn(pending, now)
                 try:
                     result = activation.run(pending.handler, call.arguments, turn)
                 except CorruptRecord as error:
@@ -102,9 +119,23 @@ class TurnPerformer:
 
     def _closed(self, resident: Resident) -> bool:
         """The shard is gone: whoever took it away has answered the mailbox."""
-        resident.mailbox.clear()
+        resident.clear()
         resident.scheduled = False
+        self.paging.resumed(resident)
         return True
+
+    def _must_page(self, resident: Resident) -> bool:
+        return (
+            resident.backlog is not None
+            and resident.shard.is_open()
+            and resident.must_page(self._settings.mailbox_commands_max)
+        )
+
+    def _turn(self, pending: Pending, now: float) -> Turn:
+        timer = pending.timer
+        if timer is None:
+            return Turn(self._world.wall_ms(), pending.deadline - now, sends_max=self._staging.room)
+        return Turn(self._world.wall_ms(), pending.deadline - now, due_ms=timer.due_ms, sends_max=self._staging.room)
 
     # ---- turns that must wait --------------------------------------------------------------------------------------
 
@@ -113,16 +144,27 @@ class TurnPerformer:
         shard.turn_waits()
         try:
             while not self.drain(resident):
-                if resident.activation is None:
+                if not resident.mailbox:
+                    await self.paging.page_in(resident)
+                elif resident.activation is None:
                     await self._activate(resident)
                 else:
                     await self._slow_turn(resident, resident.activation)
+                self._accepting.turn_ended(resident)
         finally:
             shard.turn_ended()
 
     async def _slow_turn(self, resident: Resident, activation: Activation) -> None:
-        pending = resident.mailbox.popleft()
+        pending = resident.running = resident.mailbox.popleft()
+        try:
+            await self._run_slowly(resident, activation, pending)
+        finally:
+            resident.running = None
+
+    async def _run_slowly(self, resident: Resident, activation: Activation, pending: Pending) -> None:
         call = pending.call
+        if pending.suspect and not await self._owed.begin(resident, pending):
+            return
         if self._must_look_up(resident, pending):
             row = await until_done(
                 self._world, lambda: self._store.read_named(call.shard, call.kind, call.id, call.command_id)
@@ -133,10 +175,12 @@ class TurnPerformer:
         now = self._world.monotonic()
         if resident.shard.phase is Phase.CLOSED or not self._wanted(resident, pending, now):
             return
-        asks = None
+        turn = self._turn(pending, now)
         if self._asker is not None:
+            # who tells does not wait for what the command does
+            chain = call.chain if call.mode == Mode.ASK else ()
             asks = HandlerAsks(self._asker, self._commits, self._world, resident, pending)
-        turn = Turn(self._world.wall_ms(), pending.deadline - now, root_of(pending), call.chain, asks)
+            turn = replace(turn, root=root_of(pending), chain=chain, caller=asks)
         try:
             if pending.handler.is_async:
                 result = await activation.run_async(pending.handler, call.arguments, turn)
@@ -151,17 +195,28 @@ class TurnPerformer:
         kind, id = resident.key
         try:
             stored = await self._stored(resident) if resident.kind.durable else StoredEntity()
-            activation = Activation(resident.kind, id, stored, self._settings, self._resources)
+            activation = Activation(resident.kind, id, stored, self._settings, self._resources, self._app_name)
             turn = Turn(self._world.wall_ms(), self._settings.command_timeout_s)
             await activation.on_activate(turn)
         except Exception as error:
-            log.exception("entity %s/%s could not be activated", kind, id)
+            log.exception("entity %s/%s could not be activated", kind, id, extra=of_entity(resident))
             status = Status.UNAVAILABLE if isinstance(error, CorruptRecord) else Status.HANDLER_FAILED
             message = f"{kind}/{id} could not be activated: {type(error).__name__}: {error}"
-            while resident.mailbox:
-                self._answer(resident, resident.mailbox.popleft(), status, message.encode())
+            self._turn_away(resident, status, message)
             return
         resident.activation = activation
+
+    def _turn_away(self, resident: Resident, status: Status, message: str) -> None:
+        """The entity cannot run: those who wait hear of it, the rest is tried again."""
+        while resident.mailbox and resident.shard.phase is not Phase.CLOSED:
+            pending = resident.mailbox.popleft()
+            backlog = resident.backlog
+            if backlog is not None and pending.client in backlog.parked:
+                backlog.parked[pending.client].append(pending)
+            elif pending.call.mode == Mode.TELL and resident.kind.durable:
+                self._owed.unable(resident, pending, status, message)
+            else:
+                self._answer(resident, pending, status, message.encode())
 
     async def _stored(self, resident: Resident) -> StoredEntity:
         shard, key = resident.shard, resident.key
@@ -192,7 +247,11 @@ class TurnPerformer:
     def _wanted(self, resident: Resident, pending: Pending, now: float) -> bool:
         """False: it is dealt with, or given up by its client."""
         call = pending.call
-        if call.number < pending.window.floor:
+        if pending.entry or pending.timer is not None:
+            pending.deadline = now + self._settings.command_timeout_s
+            if not self._owed.is_current(resident, pending):
+                return False
+        elif call.number < pending.window.floor:
             return False
         if call.command_id and not pending.handler.is_query:
             known = resident.shard.named.get((call.kind, call.id, call.command_id))
@@ -217,12 +276,20 @@ class TurnPerformer:
     def _repeat(self, resident: Resident, pending: Pending, known: Known) -> None:
         """Done before under its command ID: the recorded reply, or a refusal when the work was another."""
         call, reply = pending.call, known.reply
-        if reply.digest != call_digest(call.kind, call.id, call.method, call.arguments):
+        if reply.digest != digest_of(call):
             message = f"command ID {call.command_id!r} was used for other work on this entity: use a new one"
-            self._answer(resident, pending, Status.INVALID_COMMAND, message.encode())
+            if pending.entry:
+                self._owed.refused(resident, pending, message)
+            else:
+                self._answer(resident, pending, Status.INVALID_COMMAND, message.encode())
+            return
+        if pending.entry:
+            self._owed.repeated(resident, pending)
             return
         pending.window.remember(call.number, reply, known.ticket)
-        self._gate.read(known.ticket, pending, Answer(call.shard, call.number, reply.status, reply.payload))
+        self._gate.read(
+            known.ticket, pending, Answer(call.shard, call.number, reply.status, reply.payload, call.sender)
+        )
 
     # ---- after the handler -----------------------------------------------------------------------------------------
 
@@ -234,7 +301,8 @@ class TurnPerformer:
     def _finish(self, resident: Resident, pending: Pending, result: TurnResult, turn: Turn) -> None:
         call = pending.call
         if result.error is not None:
-            log.warning("%s.%s on %s failed", call.kind, call.method, call.id, exc_info=result.error)
+            told = of_command(resident.shard, pending)
+            log.warning("%s.%s on %s failed", call.kind, call.method, call.id, exc_info=result.error, extra=told)
         if result.passivate:
             resident.leaving = True
         if pending.handler.is_query:
@@ -242,8 +310,31 @@ class TurnPerformer:
             answer = Answer(call.shard, call.number, result.status, result.payload)
             self._gate.read(resident.ticket, pending, answer)
             return
-        payload = b"" if call.mode == Mode.TELL and result.status is Status.OK else result.payload
-        self._answer(resident, pending, result.status, payload, turn.now_ms, result if result.changed else None)
+        if pending.entry or pending.timer is not None:
+            self._owed.finished(resident, pending, result, turn.now_ms)
+            return
+        if result.status is Status.OVERLOADED:
+            self._bounce(resident, pending, result.payload)
+            return
+        payload = result.payload
+        if call.mode == Mode.TELL:
+            if result.status is not Status.OK and resident.kind.durable:
+                message = message_of(result.status, payload)
+                self._owed.failed_at_once(resident, pending, result.status, message)
+                return
+            payload = b""
+        effects = result if result.changed or result.messages or result.timers or result.timers_gone else None
+        self._answer(resident, pending, result.status, payload, turn.now_ms, effects)
+
+    def _bounce(self, resident: Resident, pending: Pending, message: bytes) -> None:
+        """There is no room for what it sends: its caller sends it again, and after it what came behind it."""
+        call = pending.call
+        pending.window.bounce(call.number)
+        pending.peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message, call.sender))
+        for other in [other for other in resident.waiting() if other.client == pending.client and not other.owed]:
+            other.window.bounce(other.call.number)
+            other.peer.send(OutOfOrder(other.call.shard, other.call.number, other.call.sender))
+            resident.remove(other)
 
     def _answer(
         self,
@@ -263,18 +354,17 @@ class TurnPerformer:
         call, window, shard = pending.call, pending.window, resident.shard
         if shard.phase is Phase.CLOSED:
             return  # lost while it ran: nothing of it may be staged; the client asks the new owner
-        answer = Answer(call.shard, call.number, status, payload)
-        if effects is None and not (resident.kind.durable and (call.attempt > 1 or call.command_id)):
+        answer = Answer(call.shard, call.number, status, payload, call.sender)
+        if effects is None and not (resident.kind.durable and (call.attempt > 1 or call.command_id or call.sender)):
             window.remember(call.number, RecordedReply(status, payload, 0), resident.ticket)
             self._gate.read(resident.ticket, pending, answer)
             return
-        digest = call_digest(call.kind, call.id, call.method, call.arguments) if call.command_id else 0
+        digest = digest_of(call) if call.command_id else 0
         reply = RecordedReply(status, payload, digest)
         command_id = call.command_id if status is Status.OK else ""  # one that failed may be tried again under its ID
-        shard.position += 1
         record = Record(
             shard.shard,
-            shard.position,
+            0,
             call.kind,
             call.id,
             0,
@@ -287,14 +377,18 @@ class TurnPerformer:
             window.floor,
             reply,
             command_id,
-            window.take_riders(self._commits.staged + 1),
+            window.take_riders(self._staging.next_ticket),
         )
         if effects is not None:
-            assert resident.activation is not None
-            record.seq = resident.activation.seq
-            record.state, record.events, record.deleted = effects.state, effects.events, effects.deleted
-        ticket = self._commits.stage(record)
-        shard.ticket = ticket
+            if effects.changed:
+                assert resident.activation is not None
+                record.seq = resident.activation.seq
+                record.state, record.events, record.deleted = effects.state, effects.events, effects.deleted
+            if effects.messages or effects.timers or effects.timers_gone:
+                record.delivery = Delivery(
+                    outbox=effects.messages, timers=effects.timers, timers_gone=effects.timers_gone
+                )
+        ticket = self._staging.stage(shard, record)
         window.record(call.number, reply, ticket)
         if command_id:
             shard.named[call.kind, call.id, command_id] = Known(reply, ticket)

@@ -8,6 +8,7 @@ IDLE --command arrives--> READY --turn begins--> RUNNING --mailbox empty--> IDLE
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -17,26 +18,86 @@ from ..persistence.overlay import EntityKey
 if TYPE_CHECKING:
     from ..actors.activation import Activation
     from ..actors.kind import EntityKind, Handler
+    from ..actors.stored import StoredTimer
     from .messages import Call, Peer
     from .shard import OwnedShard
     from .window import Window
 
 
 class Pending(msgspec.Struct, eq=False):
-    """A command (or query) that was admitted and is not answered yet."""
+    """A command (or query) that has a place in a mailbox.
+
+    It has a caller who waits for its answer; or, once it is accepted, it is *owed*: the store knows of it, nobody
+    waits, and it runs whoever dies. A timer's tick is owed from the beginning.
+    """
 
     call: Call
     handler: Handler
     client: int
+    """Whose it is: a session, a stream of messages (`records.stream_of`), or 0 for a timer."""
     peer: Peer
     """Where the answer goes: the connection from which its newest copy came."""
     window: Window[Pending]
     deadline: float
-    """On the host's monotonic clock."""
+    """On the host's monotonic clock; of something owed, of its present run."""
+    entry: int = 0
+    """Its number in the mailbox table: the position of the record that accepted it. 0: not accepted."""
+    timer: StoredTimer | None = None
+    """The timer whose tick it is."""
+    attempts: int = 0
+    """Runs without success that are recorded; of something owed."""
+    suspect: bool = False
+    """A host that died may have died of it: before it runs, an attempt is committed."""
+    counted: bool = False
+    """The run under way stands in `attempts` already."""
+
+    @property
+    def owed(self) -> bool:
+        return self.entry != 0 or self.timer is not None
+
+
+class Backlog:
+    """What a resident has beside its mailbox. In this order, for each sender:
+
+    parked            failed, until its next try, and what came after it from the same sender
+    (the mailbox)
+    stored            accepted entries that are only in the store, above `paged_to`
+    behind            what arrived while there were stored ones
+    """
+
+    __slots__ = ("behind", "more", "newest", "paged_to", "parked", "stored")
+
+    def __init__(self) -> None:
+        self.more = False
+        """There may be stored entries."""
+        self.paged_to = 0
+        """Stored entries up to this one were paged in, or never left memory."""
+        self.newest = 0
+        """The newest entry that went straight to the store."""
+        self.stored = 0
+        """How many are stored, roughly."""
+        self.behind: deque[Pending] = deque()
+        self.parked: dict[int, deque[Pending]] = {}
+
+    @property
+    def empty(self) -> bool:
+        return not (self.more or self.parked or self.behind)
 
 
 class Resident:
-    __slots__ = ("activation", "key", "kind", "leaving", "mailbox", "scheduled", "shard", "ticket", "used")
+    __slots__ = (
+        "activation",
+        "backlog",
+        "key",
+        "kind",
+        "leaving",
+        "mailbox",
+        "running",
+        "scheduled",
+        "shard",
+        "ticket",
+        "used",
+    )
 
     def __init__(self, kind: EntityKind, key: EntityKey, shard: OwnedShard) -> None:
         self.kind = kind
@@ -45,6 +106,10 @@ class Resident:
         self.activation: Activation | None = None
         """None until its first turn (cold), and after passivation."""
         self.mailbox: deque[Pending] = deque()
+        self.backlog: Backlog | None = None
+        """None while there is only the mailbox, which is nearly always."""
+        self.running: Pending | None = None
+        """In a turn that waits."""
         self.scheduled = False
         """READY or RUNNING: the scheduler will come back to it by itself."""
         self.ticket = 0
@@ -53,3 +118,46 @@ class Resident:
         """Monotonic time of its newest turn."""
         self.leaving = False
         """A handler asked for passivation."""
+
+    def with_backlog(self) -> Backlog:
+        if self.backlog is None:
+            self.backlog = Backlog()
+        return self.backlog
+
+    def must_page(self, limit: int) -> bool:
+        """Stored entries come next, and there is room for them."""
+        backlog = self.backlog
+        if backlog is None or not backlog.more:
+            return False
+        return not backlog.parked or sum(map(len, backlog.parked.values())) < limit
+
+    def queued(self) -> int:
+        """Commands in memory, without the running one."""
+        backlog = self.backlog
+        if backlog is None:
+            return len(self.mailbox)
+        return len(self.mailbox) + len(backlog.behind) + sum(map(len, backlog.parked.values()))
+
+    def waiting(self) -> Iterator[Pending]:
+        """All that is in memory and not running, each sender's in its order."""
+        backlog = self.backlog
+        if backlog is not None:
+            for queue in backlog.parked.values():
+                yield from queue
+        yield from self.mailbox
+        if backlog is not None:
+            yield from backlog.behind
+
+    def remove(self, pending: Pending) -> None:
+        """Take one out that waits."""
+        backlog = self.backlog
+        queues = [self.mailbox] if backlog is None else [self.mailbox, backlog.behind, *backlog.parked.values()]
+        for queue in queues:
+            if pending in queue:
+                queue.remove(pending)
+                return
+
+    def clear(self) -> None:
+        """Forget what waits: the shard is not ours, or is given back."""
+        self.mailbox.clear()
+        self.backlog = None

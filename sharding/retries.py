@@ -22,6 +22,12 @@ FIRST_S = 0.01
 MAX_S = 1.0
 
 
+def pause_s(world: World, first_s: float, max_s: float, attempt: int) -> float:
+    """How long to wait after the `attempt`-th failure (AWS Architecture Blog, "Exponential Backoff And Jitter",
+    2015)."""
+    return world.random.uniform(0, min(max_s, first_s * 2.0 ** min(attempt, 20)))
+
+
 async def until_done(world: World, work: Callable[[], Awaitable[T]]) -> T:
     """Call `work` until it does not raise `StoreUnavailable`; what it raises else is raised."""
     try:
@@ -30,7 +36,7 @@ async def until_done(world: World, work: Callable[[], Awaitable[T]]) -> T:
         pass
 
     def wait(state: RetryCallState) -> float:
-        return world.random.uniform(0, min(MAX_S, FIRST_S * 2 ** min(state.attempt_number, 16)))
+        return pause_s(world, FIRST_S, MAX_S, state.attempt_number)
 
     retrying = AsyncRetrying(
         retry=retry_if_exception_type(StoreUnavailable), wait=wait, sleep=asyncio.sleep, reraise=True

@@ -14,12 +14,15 @@ import enum
 from typing import TYPE_CHECKING
 
 from ..persistence.overlay import EntityKey, Overlay
-from ..persistence.records import ClientRow, Record
+from ..persistence.pending import PendingView
+from ..persistence.records import ClientRow, Record, is_stream
 from ..persistence.recovery import RecoveredShard
+from .resident import Pending, Resident
+from .timers import ShardTimers
 from .window import Known, Window
 
 if TYPE_CHECKING:
-    from .resident import Pending, Resident
+    from ..actors.kind import EntityKind
 
 
 class Phase(enum.Enum):
@@ -31,12 +34,19 @@ class Phase(enum.Enum):
 
 
 class OwnedShard:
-    def __init__(self, recovered: RecoveredShard) -> None:
+    def __init__(self, recovered: RecoveredShard, opened_ms: int) -> None:
+        """`opened_ms`: the wall clock now."""
         self.shard = recovered.row.shard
         self.epoch = recovered.row.epoch
+        self.incarnation = recovered.row.owner
+        """This host's."""
         self.former_owners = recovered.row.owners[:-1]
         """Sealed incarnations whose log this shard still needs until its first checkpoint."""
         self.phase = Phase.OPEN
+        self.opened_at = recovered.position
+        """Mailbox entries up to here were accepted by former owners."""
+        self.opened_ms = opened_ms
+        """Timers that were due before this may have been fired by former owners."""
         self.position = self.committed_position = recovered.position
         self.ticket = 0
         """Of the newest record staged for this shard."""
@@ -49,6 +59,18 @@ class OwnedShard:
         self.named: dict[tuple[str, str, str], Known] = {}
         """Replies under (kind, ID, command ID) that the tables do not hold yet, staged ones included."""
         self.windows: dict[int, Window[Pending]] = {row.client: Window.from_row(row) for row in recovered.clients}
+        waiting = PendingView(recovered.overlay)
+        pending = recovered.pending
+        self.backlog = {(mailbox.kind, mailbox.id): mailbox.entries for mailbox in pending.mailboxes}
+        """Entities not in memory that have stored mailbox entries: how many, roughly."""
+        self.backlog.update((key, 1) for key in waiting.mailboxes() if key not in self.backlog)
+        self.dead_letters = pending.dead_letters + len(recovered.overlay.dirty.letters)
+        """How many, roughly; staged ones included."""
+        self.outbox: dict[int, int] = {}
+        """Messages on their way: number -> bytes."""
+        self.delivered: list[int] = []
+        """Messages that their receivers took over, to be acknowledged by the next record."""
+        self.timers = ShardTimers()
         for record in recovered.tail:
             if record.client:
                 self.window(record.client).lay(record)
@@ -58,8 +80,19 @@ class OwnedShard:
     def window(self, client: int) -> Window[Pending]:
         window = self.windows.get(client)
         if window is None:
-            window = self.windows[client] = Window()
+            window = self.windows[client] = Window(dense=not is_stream(client))
         return window
+
+    def resident(self, kind: EntityKind, key: EntityKey) -> Resident:
+        """The entity in memory; made, cold, if it is not there."""
+        resident = self.residents.get(key)
+        if resident is None:
+            resident = self.residents[key] = Resident(kind, key, self)
+            stored = self.backlog.pop(key, 0)
+            if stored:
+                backlog = resident.with_backlog()
+                backlog.more, backlog.stored = True, stored
+        return resident
 
     def turn_waits(self) -> None:
         """One of its entities goes into a turn that may wait (an async handler, a load)."""
@@ -81,6 +114,15 @@ class OwnedShard:
         assert record.position == self.committed_position + 1, (self.shard, record.position, self.committed_position)
         self.committed_position = record.position
         self.overlay.dirty.lay(record, size)
+
+    def is_open(self) -> bool:
+        """New work may begin in it."""
+        return self.phase is Phase.OPEN
+
+    def may_accept(self) -> bool:
+        """Commands may still be taken over from their senders: also while a release waits for a turn that may itself
+        wait for just that."""
+        return self.phase is Phase.OPEN or (self.phase is Phase.RELEASING and self._running > 0)
 
     def forget(self, clients: set[int]) -> None:
         """Drop what is remembered of clients whose sessions expired; their rows go with the next checkpoint."""

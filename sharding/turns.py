@@ -35,12 +35,19 @@ class Performer(Protocol):
 
 class Turns:
     def __init__(
-        self, performer: Performer, world: World, runners_max: int, broken: Callable[[BaseException], None]
+        self,
+        performer: Performer,
+        world: World,
+        runners_max: int,
+        broken: Callable[[BaseException], None],
+        quiet: Callable[[], None],
     ) -> None:
-        """`broken` hears of an error that is not a handler's but ours: the host must end, not limp on."""
+        """`broken` hears of an error that is not a handler's but ours: the host must end, not limp on. `quiet` is
+        called when everything that was ready has had its turn: what is queued now stands behind a turn that waits."""
         self._performer = performer
         self._world = world
         self._broken = broken
+        self._quiet = quiet
         self._runners_max = runners_max
         self._ready: deque[Resident] = deque()
         self._waiting: deque[Resident] = deque()
@@ -65,6 +72,10 @@ class Turns:
         if self._stopped:
             return
         self._ready.append(resident)
+        self.nudge()
+
+    def nudge(self) -> None:
+        """Look whether there is something to run, and call `quiet` if not."""
         if not self._pump_due:
             self._pump_due = True
             self._loop.call_soon(self._pump)
@@ -85,11 +96,15 @@ class Turns:
             self._loop.call_soon(self._pump)
         if self._waiting:
             self._hand_over()
+        elif not ready:
+            self._quiet()
 
     def _hand_over(self) -> None:
         """Give what waits to a runner, and look again after its step: if it suspended, to the next one."""
         self._handover_due = False
         if not self._waiting:
+            if not self._ready:
+                self._quiet()
             return
         if self._idle:
             self._idle.pop().set_result(None)
@@ -97,6 +112,7 @@ class Turns:
             self._runners += 1
             self._world.spawn(self._runner(), f"atoll-runner-{self._runners}")
         else:
+            self._quiet()
             return  # a runner that ends its turn will take the next
         if not self._handover_due:
             self._handover_due = True

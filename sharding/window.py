@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from ..persistence.records import ClientRow, Record, RecordedReply
+from ..persistence.records import ClientRow, Record, RecordedReply, is_stream
 
 C = TypeVar("C")
 
@@ -36,7 +36,8 @@ class Verdict(enum.Enum):
     OUT_OF_ORDER = enum.auto()
     """An earlier command of this client to the same entity has not arrived here."""
     BEYOND_WINDOW = enum.auto()
-    """The client ran further ahead of its floor than it may: its fault, the connection is closed."""
+    """Further ahead of the floor than it may be. A client's fault. A stream's not: whoever took its shard over does not
+    know what was delivered above the floor, and tries again when the floor has moved."""
 
 
 class Known(msgspec.Struct, eq=False, gc=False):
@@ -54,10 +55,15 @@ _READ = object()
 class Window(Generic[C]):
     """`C` is the host's pending command."""
 
-    __slots__ = ("_entries", "_remembered", "floor")
+    __slots__ = ("_dense", "_entries", "_remembered", "floor", "generation")
 
-    def __init__(self, floor: int = 1) -> None:
+    def __init__(self, floor: int = 1, *, dense: bool = True) -> None:
+        """`dense`: numbers are given without gaps, so that a width bounds them. Those of a stream of messages have
+        gaps; there the width bounds how many are remembered."""
         self.floor = floor
+        self.generation = 0
+        """Of a stream: the epoch at which its sender owns its shard. Copies of a former owner are dropped."""
+        self._dense = dense
         self._entries: dict[int, C | Known | object] = {}
         self._remembered: dict[int, Known] = {}
 
@@ -84,15 +90,21 @@ class Window(Generic[C]):
         """What to do with a call that just arrived (its floor already taken in)."""
         if number < self.floor:
             return Verdict.BELOW_FLOOR
-        if number >= self.floor + width:
-            return Verdict.BEYOND_WINDOW
         entries = self._entries
         entry = entries.get(number)
+        if entry is None and self._is_beyond(number, width):
+            return Verdict.BEYOND_WINDOW
         if entry is not None and entry is not _READ:
             return Verdict.ANSWERED if type(entry) is Known else Verdict.PENDING
         if prev >= self.floor and prev not in entries:
             return Verdict.OUT_OF_ORDER
         return Verdict.NEW
+
+    def _is_beyond(self, number: int, width: int) -> bool:
+        if self._dense:
+            return number >= self.floor + width
+        # the oldest one is always let in: without it the floor could never move on
+        return len(self._entries) >= width and number != self.floor
 
     def begin(self, number: int, command: C) -> None:
         self._entries[number] = command
@@ -156,7 +168,7 @@ class Window(Generic[C]):
 
     @classmethod
     def from_row(cls, row: ClientRow) -> Window[C]:
-        window: Window[C] = cls(row.floor)
+        window: Window[C] = cls(row.floor, dense=not is_stream(row.client))
         for number, reply in row.replies:
             window.record(number, reply, 0)
         return window

@@ -50,6 +50,7 @@ SHELLS: dict[str, tuple[str, ...]] = {
     # the command line, and starting an app as one step that is done or undone
     "cluster.cli": ("os",),
     "cluster.cli_common": ("os",),
+    "cluster.cli_dead_letters": ("asyncio.run", "os"),
     "cluster.cli_reading": ("asyncio.run", "os"),
     "cluster.starting": ("asyncio.run", "pathlib", "secrets", "signal", "threading", "time"),
     "cluster.ray_status": ("time",),
@@ -67,6 +68,7 @@ DECISIONS = (
     "persistence.checkpoint",
     "persistence.checksum",
     "persistence.overlay",
+    "persistence.pending",
     "persistence.ownership",
     "persistence.records",
     "persistence.rows",

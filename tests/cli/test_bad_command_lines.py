@@ -112,6 +112,7 @@ def test_an_app_folder_that_is_not_there(cli: CommandLine) -> None:
     [
         ("ATOLL_LEASE_S", "soon", "settings: Expected `float`, got `str` - at `$.lease_s`"),
         ("ATOLL_LOG", "LOUD", "ATOLL_LOG=LOUD is no log level: use DEBUG, INFO, WARNING or ERROR"),
+        ("ATOLL_LOG_FORMAT", "xml", "ATOLL_LOG_FORMAT=xml is no log format: use text or json"),
         ("ATOLL_STORE", "mysql:x", "'mysql:x' names no store: use memory: or sqlite:PATH, for example"),
         ("ATOLL_STORE", "postgresql://x/y", "postgresql: stores are not there yet"),
     ],
@@ -236,4 +237,6 @@ def test_help_names_every_command(cli: CommandLine) -> None:
     """The command line without arguments shows what there is."""
     run = cli.run("--help")
     assert run.returncode == 0
-    assert all(command in run.stdout for command in ("start", "status", "stop", "config"))
+    assert all(
+        command in run.stdout for command in ("start", "status", "stop", "config", "log", "journal", "dead-letters")
+    )

@@ -74,7 +74,11 @@ async def test_what_is_only_in_a_running_hosts_log_is_shown_too(tmp_path: Path) 
         assert [(r["row"], r["entity"], r["seq"]) for r in records] == [(n, "Journal/j", n) for n in (1, 2, 3)]
 
 
-@pytest.mark.parametrize("command", [["log", "list"], ["log", "show", "7"], ["journal", "show", "List", "l"]])
+@pytest.mark.parametrize(
+    "command",
+    [["log", "list"], ["log", "show", "7"], ["journal", "show", "List", "l"], ["dead-letters", "list"]],
+    ids=" ".join,
+)
 def test_without_a_store_the_commands_say_where_they_looked(tmp_path: Path, command: list[str]) -> None:
     """One line, exit code 1, and no store is made by looking for one."""
     line = CommandLine(tmp_path)

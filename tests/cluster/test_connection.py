@@ -478,7 +478,7 @@ def test_a_closing_server_says_goodbye_to_all() -> None:
 
 
 def test_a_link_that_could_not_be_opened_is_never_heard_of() -> None:
-    """`open_link` raised: its listener is left alone, also when the connection came about too late."""
+    """`open` raised: its listener is left alone, also when the connection came about too late."""
 
     async def scenario(scene: Scene) -> None:
         client = scene.simulation.process("client")

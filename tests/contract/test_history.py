@@ -6,8 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from store_rows import KIND, commit, ending, entity, own
+from store_rows import KIND, commit, ending, entity, own, without_snapshot
 
+from atoll.actors.stored import StoredState
+from atoll.persistence.records import EntityRow
 from atoll.persistence.spi import CheckpointEnd, Store, TableWrite
 
 if TYPE_CHECKING:
@@ -117,3 +119,92 @@ async def test_a_reader_behind_concurrent_checkpoints_misses_nothing(stores: Sto
 
     results = await asyncio.gather(*(follow(shard) for shard in range(4)), *(write(shard) for shard in range(4)))
     assert results[:4] == [list(range(1, last + 1))] * 4
+
+
+# ---- deleting history
+
+
+def snapshot(id: str, seq: int, state_seq: int) -> EntityRow:
+    """An event-sourced entity's row whose snapshot is as of `state_seq`."""
+    return EntityRow(KIND, id, seq, StoredState(1, b"%s@%d" % (id.encode(), state_seq)), state_seq)
+
+
+async def test_deleting_history_leaves_the_highest_seq_known(store: Store, host: int, epoch: int) -> None:
+    """J07, J08: up to any seq, also all of it: its row stays as it is, and so does what its snapshot and later events make
+    of the entity; history goes on above."""
+    row = snapshot("e1", 10, 10)
+    await store.checkpoint(host, [TableWrite(0, epoch, entities=(row,))])
+    for through_seq in (0, 3, 3, 5, 1, 9, 10, 99):
+        before = [c.seq for c in await store.read_commits(0, KIND, "e1")]
+        await store.delete_history(0, KIND, "e1", through_seq)
+        assert [c.seq for c in await store.read_commits(0, KIND, "e1")] == [seq for seq in before if seq > through_seq]
+        assert await store.read_entity(0, KIND, "e1") == row
+        assert await store.read_commits(0, KIND, "e1", after_seq=row.state_seq) == []
+    assert await store.read_commits(0, KIND, "e1") == []
+    await store.checkpoint(host, [ending(0, epoch, 33, commit(31, "e1", 11), commit(33, "e0", 11))])
+    assert [c.seq for c in await store.read_commits(0, KIND, "e1")] == [11]
+    assert [c.position for c in await store.read_history(0, 25)] == [26, 27, 29, 30, 31, 33]
+
+
+async def test_others_keep_their_history(store: Store, host: int, epoch: int) -> None:
+    """J07: commits that stood between those that go stay where they were, per entity and per shard."""
+    await store.checkpoint(host, [TableWrite(0, epoch, entities=(snapshot("e1", 10, 10),))])
+    await store.delete_history(0, KIND, "e1", 8)
+    for id in ("e0", "e2"):
+        assert [c.seq for c in await store.read_commits(0, KIND, id)] == list(range(1, 11))
+    expected = [position for position in range(1, 31) if position % 3 != 1 or position > 24]
+    for after in range(32):
+        for limit in (1, 4, None):
+            found = [c.position for c in await store.read_history(0, after, limit)]
+            assert found == [position for position in expected if position > after][:limit]
+
+
+async def test_what_no_snapshot_covers_is_not_deleted(store: Store, host: int, epoch: int) -> None:
+    """J07: the events above the snapshot are the entity; without a row, or without a snapshot, that is all of them."""
+    await store.delete_history(0, KIND, "e1", 99)
+    assert len(await store.read_commits(0, KIND, "e1")) == 10
+    await store.checkpoint(host, [TableWrite(0, epoch, entities=(without_snapshot("e1", 10), snapshot("e2", 10, 4)))])
+    for id, first in (("e1", 1), ("e2", 5), ("nobody", 99)):
+        await store.delete_history(0, KIND, id, 99)
+        assert [c.seq for c in await store.read_commits(0, KIND, id)] == list(range(first, 11))
+
+
+async def test_a_deleted_entity_needs_no_history(store: Store, host: int, epoch: int) -> None:
+    """J07, J09, M20: all of it may go, up to the deletion; what was written anew since then stays."""
+    await store.checkpoint(host, [TableWrite(0, epoch, entities=(entity("e1", 11, deleted=True),))])
+    await store.delete_history(0, KIND, "e1", 99)
+    assert await store.read_commits(0, KIND, "e1") == []
+    await store.checkpoint(
+        host, [TableWrite(0, epoch, (without_snapshot("e1", 12),), end=CheckpointEnd(40, (commit(40, "e1", 12),)))]
+    )
+    await store.delete_history(0, KIND, "e1", 99)
+    assert [c.seq for c in await store.read_commits(0, KIND, "e1")] == [12]
+    row = await store.read_entity(0, KIND, "e1")
+    assert row is not None
+    assert (row.seq, row.state_seq, row.deleted) == (12, 11, False)
+
+
+async def test_a_long_history_is_deleted_whole(store: Store, host: int) -> None:
+    """J07: spread over more pieces than one transaction rewrites, one for each of many checkpoints."""
+    epochs = await own(store, host, 1)
+    last = 40
+    for position in range(1, last, 2):
+        commits = commit(position, "a", position // 2 + 1), commit(position + 1, "b", position // 2 + 1)
+        await store.checkpoint(host, [ending(1, epochs[1], position + 1, *commits)])
+    await store.checkpoint(host, [TableWrite(1, epochs[1], entities=(snapshot("a", 20, 20), snapshot("b", 20, 20)))])
+    await store.delete_history(1, KIND, "a", 18)
+    assert [c.seq for c in await store.read_commits(1, KIND, "a")] == [19, 20]
+    await store.delete_history(1, KIND, "a", 20)
+    assert [c.position for c in await store.read_history(1)] == list(range(2, last + 1, 2))
+    await store.delete_history(1, KIND, "b", 20)
+    assert await store.read_history(1) == []
+
+
+async def test_deleted_history_does_not_come_back_with_a_repeated_checkpoint(
+    store: Store, host: int, epoch: int
+) -> None:
+    """J04, J07: commits at or below p are not added again, also when they are gone."""
+    await store.checkpoint(host, [TableWrite(0, epoch, entities=(snapshot("e1", 10, 10),))])
+    await store.delete_history(0, KIND, "e1", 10)
+    await store.checkpoint(host, [ending(0, epoch, 30, commit(25, "e1", 9), commit(28, "e1", 10))])
+    assert await store.read_commits(0, KIND, "e1") == []

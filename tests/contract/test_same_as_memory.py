@@ -15,11 +15,12 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_rows import KIND, client, commit, entity, named, without_snapshot
+from store_rows import KIND, client, commit, entity, letter, mail, message, named, timer, without_snapshot
 
 from atoll.actors.errors import AtollError
 from atoll.actors.stored import StoredState
 from atoll.persistence.memory import MemoryStore
+from atoll.persistence.pending import BEFORE_ALL_TIMERS
 from atoll.persistence.records import EntityRow
 from atoll.persistence.spi import Assignment, CheckpointEnd, Store, TableWrite
 from atoll.persistence.sqlite import SQLiteStore
@@ -47,6 +48,24 @@ def unique(rows: st.SearchStrategy[Any], key: Callable[[Any], Any]) -> st.Search
     return st.lists(rows, max_size=3, unique_by=key).map(tuple)
 
 
+numbers = st.integers(1, 5)
+names = st.sampled_from(["x", "y"])
+keys = st.tuples(st.just(KIND), ids)
+pending = st.fixed_dictionaries(
+    {},
+    optional={
+        "mailbox": unique(st.builds(mail, ids, numbers, contents, st.integers(0, 2)), lambda row: (row.id, row.entry)),
+        "mailbox_done": unique(st.tuples(st.just(KIND), ids, numbers), lambda place: place),
+        "mailbox_attempts": unique(st.tuples(st.just(KIND), ids, numbers, numbers), lambda row: row[:3]),
+        "outbox": unique(st.builds(message, numbers, ids), lambda row: row.number),
+        "outbox_done": unique(numbers, lambda number: number),
+        "timers": unique(st.builds(timer, ids, names, numbers), lambda row: (row.id, row.timer.name)),
+        "timers_gone": unique(st.tuples(st.just(KIND), ids, names), lambda place: place),
+        "timers_cleared": unique(keys, lambda key: key),
+        "dead_letters": unique(st.builds(letter, numbers, ids), lambda row: row.number),
+        "letters_gone": unique(numbers, lambda number: number),
+    },
+)
 ends = st.tuples(st.integers(0, 6), st.lists(ids, max_size=4), st.sampled_from([False, False, False, True]))
 writes = st.tuples(
     shards,
@@ -57,6 +76,7 @@ writes = st.tuples(
     unique(replies, lambda row: (row.id, row.command_id)),
     st.integers(0, 3),
     st.none() | ends,
+    st.just({}) | pending,
 )
 calls = st.one_of(
     st.tuples(st.just("register")),
@@ -72,6 +92,7 @@ calls = st.one_of(
     st.tuples(st.just("delete_log_rows"), hosts, st.integers(0, 6)),
     st.tuples(st.just("checkpoint"), hosts, st.lists(writes, min_size=1, max_size=3)),
     st.tuples(st.just("checkpoint"), hosts, st.lists(writes, min_size=1, max_size=3)),
+    st.tuples(st.just("delete_history"), shards, st.just(KIND), ids, seqs),
     st.tuples(st.just("open_session")),
     st.tuples(st.just("touch_sessions"), st.lists(st.integers(1, 4), max_size=3)),
     st.tuples(st.just("expire_sessions"), st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2)), max_size=3)),
@@ -136,7 +157,7 @@ class Pair:
         return (await self.memory.shards())[shard].epoch
 
     async def _write(self, shard: int, off: int, *parts: Any) -> TableWrite:
-        *rows, end = parts
+        *rows, end, pending = parts
         row = (await self.memory.shards())[shard]
         made = None
         if end is not None:
@@ -147,7 +168,7 @@ class Pair:
                 commits.append(commit(position, id, self._events[id]))
             commits = [c for c in commits if 0 < c.position <= row.position + ahead]
             made = CheckpointEnd(row.position + ahead, tuple(commits), release)
-        return TableWrite(shard, row.epoch + off, *rows, end=made)
+        return TableWrite(shard, row.epoch + off, *rows, end=made, **pending)
 
     async def compare_everything(self) -> None:
         await self.both(lambda store: store.hosts())
@@ -156,12 +177,19 @@ class Pair:
         for host in range(1, 5):
             await self.both(lambda store, host=host: store.read_log(host))
             await self.both(lambda store, host=host: store.read_log(host, 2))
+        await self.both(lambda store: store.read_pending([1, 0]))
         for shard in range(SHARDS):
             await self.both(lambda store, shard=shard: store.read_clients(shard))
+            for after, limit in itertools.product((0, 3), (None, 0, 2)):
+                await self.both(lambda store, s=shard, a=after, x=limit: store.read_dead_letters(s, a, x))
+            for place, limit in itertools.product((BEFORE_ALL_TIMERS, (3, KIND, "b", "x")), (2, 99)):
+                await self.both(lambda store, s=shard, a=place, x=limit: store.read_timers(s, a, 4, x))
             for after, limit in itertools.product((0, 3), (None, 0, 2)):
                 await self.both(lambda store, s=shard, a=after, x=limit: store.read_history(s, a, x))
             for id in ("a", "b", "ü\x00", "c"):
                 await self.both(lambda store, s=shard, i=id: store.read_entity(s, KIND, i))
+                await self.both(lambda store, s=shard, i=id: store.read_mailbox(s, KIND, i))
+                await self.both(lambda store, s=shard, i=id: store.read_mailbox(s, KIND, i, 2, 1))
                 for after, to, limit in itertools.product((0, 2), (None, 3), (None, 1)):
                     await self.both(
                         lambda store, s=shard, i=id, a=after, t=to, x=limit: store.read_commits(s, KIND, i, a, t, x)
@@ -197,6 +225,6 @@ async def run(sequence: list[tuple[Any, ...]]) -> None:
 @settings(max_examples=60, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(calls, min_size=5, max_size=40))
 def test_sqlite_answers_every_sequence_of_calls_as_memory_does(sequence: list[tuple[Any, ...]]) -> None:
-    """J03, J04, J06, J10, J16, PR01-PR04, PR07, PR12, PR14: the two stores give equal results, call by call, and hold the
+    """J03, J04, J06, J07, J10, J15, J16, PR01-PR04, PR07, PR12, PR14: the two stores give equal results, call by call, and hold the
     same in the end, also after a reopen."""
     asyncio.run(run(sequence))

@@ -343,6 +343,10 @@ class RawClient:
         attempt: int = 1,
         remaining_ms: int = 10_000,
         command_id: str = "",
+        mode: Mode = Mode.ASK,
+        chain: tuple[str, ...] = (),
+        sender: int = 0,
+        sender_epoch: int = 0,
         **arguments: Any,
     ) -> None:
         """Let a call arrive at the host: now, whatever the network would do."""
@@ -355,19 +359,29 @@ class RawClient:
             floor,
             prev,
             attempt,
-            Mode.ASK,
+            mode,
             kind.__name__,
             id,
             method,
             encoded,
             remaining_ms,
             command_id,
+            chain,
+            sender,
+            sender_epoch,
         )
         self._inside(host, lambda: host.received(self, [message]))
 
     def _inside(self, host: Host, act: Callable[[], None]) -> None:
         """In the host's process, so that a kill stops what it starts."""
         self._scenario.hosts[host.incarnation].context.copy().run(act)
+
+    def tell(self, number: int, method: str, **more: Any) -> None:
+        self.call(number, method, mode=Mode.TELL, **more)
+
+    async def accepted(self, number: int) -> None:
+        """Wait until a tell is accepted."""
+        assert await self.answer(number) == (Status.OK, None), self.heard[-1]
 
     def answers(self, number: int) -> list[tuple[Status, Any]]:
         """All answers to a number so far: (status, value), the value None for what is no result."""

@@ -20,6 +20,7 @@ from atoll.cluster.api import Cluster
 from atoll.cluster.client import Client
 from atoll.cluster.coordination import Coordination
 from atoll.cluster.hosting import RunningHost, start_host
+from atoll.cluster.link import Access
 from atoll.cluster.token import Token
 from atoll.persistence.memory import MemoryStore
 
@@ -67,9 +68,13 @@ class WeakStore:
 
 
 class SimCluster:
-    def __init__(self, simulation: Simulation, *, faults: float = 0.02, app: atoll.App = APP) -> None:
+    def __init__(
+        self, simulation: Simulation, *, faults: float = 0.02, app: atoll.App = APP, resources: Any = None
+    ) -> None:
+        """`resources`: what handlers find on every host."""
         self.simulation = simulation
         self.app = app
+        self.resources = resources
         self.luck = random.Random(f"{simulation.seed}/cluster")
         self.settings, _ = Settings.load(app.settings_asked, {})
         self.store = MemoryStore()
@@ -105,6 +110,7 @@ class SimCluster:
                         world=world,
                         network=self.simulation.network,
                         token=self.token,
+                        resources=self.resources,
                     )
                     break
                 except StoreUnavailable:
@@ -152,15 +158,50 @@ class SimCluster:
 
     async def client(self, name: str) -> Cluster:
         """A client in a process of its own would need its callers there: this one runs where it is called."""
-        client = Client(
-            self.app.name,
-            self.addresses(),
+        access = Access(
+            app_name=self.app.name,
             token=self.token,
             settings=self.settings,
             world=self.simulation.world(name),
             network=self.simulation.network,
-            rejections=self.app.rejections,
-            discover=self.discover,
         )
+        client = Client(access, self.addresses(), rejections=self.app.rejections, discover=self.discover)
         await client.open(30)
         return Cluster(client)
+
+
+async def nemesis(cluster: SimCluster, luck: random.Random, seconds: float) -> int:
+    """Kills, stops, continues, starts; returns how many faults there were."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    faults = 0
+    while loop.time() < end:
+        await asyncio.sleep(luck.uniform(0.1, 3))
+        alive = [process for process in cluster.hosts.values() if process.life.value == "running"]
+        paused = [process for process in cluster.hosts.values() if process.life.value == "paused"]
+        what = luck.random()
+        if what < 0.3 and alive:
+            luck.choice(alive).kill()
+        elif what < 0.55 and alive:
+            luck.choice(alive).pause()
+        elif what < 0.75 and paused:
+            luck.choice(paused).resume()
+        elif what < 0.82:
+            cluster.coordinator.kill()
+            cluster.start_coordinator()
+        elif what < 0.86 and len(alive) > 1:
+            one = luck.choice([*alive, cluster.coordinator])
+            other = luck.choice([process for process in alive if process is not one])
+            cluster.simulation.network.cut(one, other)
+            loop.call_later(luck.uniform(1, 6), cluster.simulation.network.heal, one, other)
+        else:
+            running = [i for i, process in cluster.hosts.items() if process.life.value == "running"]
+            if running:
+                host = cluster.running[luck.choice(running)].host
+                shards = list(host.shards)
+                if shards:
+                    cluster.hosts[host.incarnation].run(host.ownership.release(luck.choice(shards)))
+        faults += 1
+        if len([p for p in cluster.hosts.values() if p.life.value == "running"]) < 2:
+            await cluster.start_host()
+    return faults

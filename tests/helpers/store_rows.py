@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
-from atoll.actors.stored import StoredEvent, StoredState
-from atoll.persistence.records import ClientRow, Commit, EntityRow, NamedReply, Record, RecordedReply, encode_batch
+from msgspec.structs import replace
+
+from atoll.actors.stored import StoredEvent, StoredMessage, StoredState, StoredTimer
+from atoll.persistence.records import (
+    Accepted,
+    ClientRow,
+    Commit,
+    DeadLetter,
+    DeadLetterRow,
+    EntityRow,
+    MailboxRow,
+    NamedReply,
+    OutboxRow,
+    Record,
+    RecordedReply,
+    TimerRow,
+    encode_batch,
+)
 from atoll.persistence.spi import Assignment, CheckpointEnd, ShardRow, Store, TableWrite
 
 KIND = "Account"
@@ -44,6 +60,31 @@ def client(client: int, floor: int, *numbers: int) -> ClientRow:
 
 def named(id: str, command_id: str, time_ms: int = 1000, text: str = "done") -> NamedReply:
     return NamedReply(KIND, id, command_id, reply(text), time_ms)
+
+
+def accepted(text: str) -> Accepted:
+    return Accepted("deposit", text.encode(), client=7, number=hash_of(text) % 1000, command_id=text)
+
+
+def mail(id: str, entry: int, arguments: bytes | None = None, attempts: int = 0) -> MailboxRow:
+    """A mailbox entry that says whose it is and which."""
+    made = accepted(f"{id}/{entry}")
+    if arguments is not None:
+        made = replace(made, arguments=arguments)
+    return MailboxRow(KIND, id, entry, made, attempts, 1000 + entry)
+
+
+def message(number: int, id: str = "bob") -> OutboxRow:
+    return OutboxRow(number, StoredMessage(KIND, id, "deposit", b"message %d" % number))
+
+
+def timer(id: str, name: str, due_ms: int, set_at: int = 1) -> TimerRow:
+    return TimerRow(KIND, id, StoredTimer(name, due_ms, "tick", f"{id}/{name}@{due_ms}".encode(), set_at=set_at))
+
+
+def letter(number: int, id: str = "alice") -> DeadLetterRow:
+    dead = DeadLetter("deposit", b"%d" % number, 7, number, "", 5, "failed", f"no luck with {number}", 1000 + number)
+    return DeadLetterRow(number, KIND, id, dead)
 
 
 async def own(store: Store, incarnation: int, *shards: int) -> dict[int, int]:

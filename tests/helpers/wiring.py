@@ -11,7 +11,7 @@ from typing import Any, cast
 from atoll.actors.settings import Settings
 from atoll.actors.world import World
 from atoll.cluster.handshake import ClientHandshake, ClientTerms, HostTerms
-from atoll.cluster.link import Link, open_link
+from atoll.cluster.link import Access, Link
 from atoll.cluster.network import Network
 from atoll.cluster.server import Server
 from atoll.cluster.token import Token
@@ -192,6 +192,7 @@ async def join(
     app: str = APP,
     **more: Any,
 ) -> Link:
-    return await open_link(
-        network, address, listener, app=app, token=token, settings=settings or Settings(), world=world, **more
-    )
+    access = Access(app_name=app, token=token, settings=settings or Settings(), world=world, network=network)
+    link = Link(listener, address, access, **more)
+    await link.open()
+    return link

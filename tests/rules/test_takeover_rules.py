@@ -69,6 +69,7 @@ async def test_takeover_is_claim_then_seal_then_read() -> None:
         ("shards", ()),
         ("read_log", (a,)),
         ("read_log", (b,)),
+        ("read_pending", ([0],)),
         ("read_clients", (0,)),
     ]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from ledger import History, Journal, List
-from sim_cluster import SimCluster
+from sim_cluster import SimCluster, nemesis
 from simulator.simulation import Simulation
 
 METHODS = ("append", "append", "append", "append_if_even", "append_and_fail", "append_slowly")
@@ -36,43 +36,6 @@ async def workload(cluster: SimCluster, history: History, name: str, luck: rando
             await asyncio.sleep(luck.uniform(0, 0.5))
     await asyncio.gather(*tasks)
     await client.client.close()
-
-
-async def nemesis(cluster: SimCluster, luck: random.Random, seconds: float) -> int:
-    """Kills, stops, continues, starts; returns how many faults there were."""
-    loop = asyncio.get_running_loop()
-    end = loop.time() + seconds
-    faults = 0
-    while loop.time() < end:
-        await asyncio.sleep(luck.uniform(0.1, 3))
-        alive = [process for process in cluster.hosts.values() if process.life.value == "running"]
-        paused = [process for process in cluster.hosts.values() if process.life.value == "paused"]
-        what = luck.random()
-        if what < 0.3 and alive:
-            luck.choice(alive).kill()
-        elif what < 0.55 and alive:
-            luck.choice(alive).pause()
-        elif what < 0.75 and paused:
-            luck.choice(paused).resume()
-        elif what < 0.82:
-            cluster.coordinator.kill()
-            cluster.start_coordinator()
-        elif what < 0.86 and len(alive) > 1:
-            one = luck.choice([*alive, cluster.coordinator])
-            other = luck.choice([process for process in alive if process is not one])
-            cluster.simulation.network.cut(one, other)
-            loop.call_later(luck.uniform(1, 6), cluster.simulation.network.heal, one, other)
-        else:
-            running = [i for i, process in cluster.hosts.items() if process.life.value == "running"]
-            if running:
-                host = cluster.running[luck.choice(running)].host
-                shards = list(host.shards)
-                if shards:
-                    cluster.hosts[host.incarnation].run(host.ownership.release(luck.choice(shards)))
-        faults += 1
-        if len([p for p in cluster.hosts.values() if p.life.value == "running"]) < 2:
-            await cluster.start_host()
-    return faults
 
 
 async def chaos(cluster: SimCluster, seed: Any, *, seconds: float = 20.0, commands: int = 120) -> None:

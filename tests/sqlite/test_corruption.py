@@ -11,9 +11,10 @@ import apsw
 import pytest
 from luck import Luck
 from store_process import APP, SHARDS
-from store_rows import KIND, batch, client, commit, ending, entity, named, own
+from store_rows import KIND, batch, client, commit, ending, entity, letter, mail, message, named, own, timer
 
 from atoll.actors.errors import AtollError, CorruptRecord
+from atoll.persistence.pending import BEFORE_ALL_TIMERS
 from atoll.persistence.records import Record, decode_batch
 from atoll.persistence.spi import CheckpointEnd, TableWrite
 from atoll.persistence.sqlite import SQLiteStore
@@ -35,6 +36,10 @@ async def host(open_store: Open) -> int:
         entities=tuple(entity(id, 5) for id in "abc"),
         clients=(client(7, 3, 3, 4), client(8, 1, 1)),
         named=(named("a", "order-17"), named("b", "order-17")),
+        mailbox=(mail("a", 4), mail("a", 5), mail("b", 3)),
+        outbox=(message(1), message(2)),
+        timers=(timer("a", "x", 5), timer("b", "x", 9)),
+        dead_letters=(letter(1), letter(2)),
         end=CheckpointEnd(5, commits),
     )
     await store.checkpoint(host, [write, ending(1, epochs[1], 1, commit(1, "z", 1))])
@@ -85,6 +90,30 @@ BLOBS = {
         lambda store: store.read_history(0),
         "UPDATE history SET row = (SELECT row FROM history WHERE shard = 1) WHERE shard = 0",
     ),
+    "mailbox": Blob(
+        "row",
+        f"mailbox entry 4 of {KIND}/'a' in shard 0",
+        lambda store: store.read_mailbox(0, KIND, "a"),
+        "UPDATE mailbox SET row = (SELECT row FROM mailbox WHERE entry = 5) WHERE entry = 4",
+    ),
+    "outbox": Blob(
+        "row",
+        "message 1 in the outbox of shard 0",
+        lambda store: store.read_pending([0]),
+        "UPDATE outbox SET row = (SELECT row FROM outbox WHERE number = 2) WHERE number = 1",
+    ),
+    "timers": Blob(
+        "row",
+        f"timer 'x' of {KIND}/'a' in shard 0",
+        lambda store: store.read_timers(0, BEFORE_ALL_TIMERS, 99, 99),
+        "UPDATE timers SET row = (SELECT row FROM timers WHERE id = 'b') WHERE id = 'a'",
+    ),
+    "dead_letters": Blob(
+        "row",
+        "dead letter 1 of shard 0",
+        lambda store: store.read_dead_letters(0),
+        "UPDATE dead_letters SET row = (SELECT row FROM dead_letters WHERE number = 2) WHERE number = 1",
+    ),
     "hosts": Blob(
         "about",
         "host 2",
@@ -117,6 +146,24 @@ async def test_a_damaged_row_is_reported_with_its_place(
         await blob.read(await open_store())  # some are read when the store is opened
 
 
+@pytest.mark.usefixtures("host")
+async def test_a_damaged_entry_is_not_counted_over(folder: Path, open_store: Open) -> None:
+    """J14: an attempt is not counted in a row that does not prove itself: the checkpoint says where it stopped, and left
+    nothing behind."""
+    connection = apsw.Connection(str(folder / "tables.db"))
+    connection.execute(
+        "UPDATE mailbox SET row = CAST(substr(row, 1, length(row) - 1) || x'c1' AS BLOB) WHERE entry = 4"
+    )
+    connection.close()
+    store = await open_store()
+    (row,) = [row for row in await store.shards() if row.shard == 0]
+    assert row.owner is not None
+    write = TableWrite(0, row.epoch, mailbox_attempts=((KIND, "a", 4, 1),), outbox_done=(1,))
+    with pytest.raises(CorruptRecord, match=f"mailbox entry 4 of {KIND}/'a' in shard 0"):
+        await store.checkpoint(row.owner, [write])
+    assert (await store.read_pending([0]))[0].outbox == (message(1), message(2))
+
+
 async def test_columns_that_contradict_their_row_are_reported(folder: Path, open_store: Open, host: int) -> None:
     """J14: what SQL compares is compared with what the row says."""
     connection = apsw.Connection(str(folder / "tables.db"))
@@ -124,6 +171,8 @@ async def test_columns_that_contradict_their_row_are_reported(folder: Path, open
     connection.execute("UPDATE clients SET floor = 2")
     connection.execute("UPDATE named_replies SET time_ms = 5")
     connection.execute("UPDATE history SET last_position = 9 WHERE shard = 0")
+    connection.execute("UPDATE mailbox SET bytes = 5 WHERE id = 'b'")
+    connection.execute("UPDATE timers SET due_ms = 6")
     connection.close()
     connection = apsw.Connection(str(folder / "leases.db"))
     connection.execute("UPDATE hosts SET state = 'lively' WHERE incarnation = ?", (host,))
@@ -140,6 +189,9 @@ async def test_columns_that_contradict_their_row_are_reported(folder: Path, open
         store.read_named(0, KIND, "a", "order-17"),
         store.read_history(0),
         store.read_commits(0, KIND, "a"),
+        store.delete_history(0, KIND, "a", 1),
+        store.read_mailbox(0, KIND, "b"),
+        store.read_timers(0, BEFORE_ALL_TIMERS, 99, 99),
     ):
         with pytest.raises(CorruptRecord, match="holds"):
             await read
@@ -257,4 +309,8 @@ async def use_everything(store: SQLiteStore) -> None:
     await store.read_clients(0)
     await store.read_named(0, KIND, "a", "order-17")
     await store.read_commits(0, KIND, "a")
+    await store.read_pending([0])
+    await store.read_mailbox(0, KIND, "a")
+    await store.read_timers(0, BEFORE_ALL_TIMERS, 99, 99)
+    await store.read_dead_letters(0)
     await store.register_host("b:1", "n", None)

@@ -121,7 +121,7 @@ async def test_a_file_of_another_schema_version_is_refused(folder: Path, open_st
     """J13: a newer version says to upgrade, one that never was says to choose another folder."""
     await (await open_store()).close()
     for file in ("tables.db", "leases.db"):
-        for version, advice in ((2, "upgrade atoll"), (0, "another folder"), (1, "")):
+        for version, advice in ((3, "upgrade atoll"), (0, "another folder"), (2, "")):
             connection = apsw.Connection(str(folder / file))
             connection.pragma("user_version", version)
             connection.close()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar, assert_type
 
 import atoll
@@ -40,6 +40,7 @@ class Account(atoll.EventSourced, kind="account"):
         self.emit(Deposited(amount))
         assert_type(self.context.now, datetime)
         assert_type(self.context.id, str)
+        assert_type(self.context.due, datetime | None)
         assert_type(self.context.entity(Account, "bob"), Account)
         self.context.delete()
         return self.balance
@@ -49,6 +50,35 @@ class Account(atoll.EventSourced, kind="account"):
         if amount > self.balance:
             raise InsufficientFunds(balance=self.balance, needed=amount)
         return self.balance
+
+    @atoll.command
+    def pay(self, other: str) -> None:
+        bob = self.context.entity(Account, other)
+        self.context.send(bob.deposit, 10, note="rent")
+        self.context.send(bob.withdraw, amount=10)
+        self.context.schedule("fee", timedelta(days=30), self.withdraw, 3)
+        self.context.schedule("fee", self.context.now + timedelta(days=30), self.deposit, 3, note="x")
+        self.context.schedule("fee", timedelta(days=30), self.withdraw, 3, every=timedelta(days=30))
+        self.context.schedule("fee", timedelta(), self.withdraw, amount=3, every=timedelta(1), missed="catch_up")
+        self.context.cancel("fee")
+
+        # arguments are checked
+        self.context.send(bob.deposit, "ten")  # type: ignore[arg-type]
+        self.context.send(bob.deposit, 10, "rent")  # type: ignore[call-arg]
+        self.context.send(bob.deposit)  # type: ignore[call-arg]
+        self.context.schedule("fee", timedelta(1), self.withdraw, "3")  # type: ignore[call-overload]
+        self.context.schedule("fee", timedelta(1), self.withdraw)  # type: ignore[call-overload]
+        self.context.schedule("fee", timedelta(1), self.withdraw, 3, colour=1)  # type: ignore[call-arg]
+
+        # queries are neither sent nor scheduled
+        self.context.send(bob.current)  # type: ignore[arg-type]
+        self.context.schedule("fee", timedelta(1), self.current)  # type: ignore[call-overload]
+
+        # times are neither numbers nor words
+        self.context.schedule("fee", 5, self.withdraw, 3)  # type: ignore[call-overload]
+        self.context.schedule("fee", timedelta(1), self.withdraw, 3, every=5)  # type: ignore[call-arg]
+        self.context.schedule("fee", timedelta(1), self.withdraw, 3, missed="catch_up")  # type: ignore[call-arg]
+        self.context.schedule("x", timedelta(1), self.withdraw, 3, every=timedelta(1), missed="all")  # type: ignore[call-arg]
 
     @atoll.query
     def current(self) -> int:
@@ -136,6 +166,9 @@ async def tests() -> None:
     assert_type(await kit.ref.deposit(10), int)
     assert_type(kit.state, dict[str, Any])
     assert_type(kit.now, datetime)
+    assert_type(kit.sent, list[atoll.testing.Sent])
+    assert_type(kit.timers, dict[str, atoll.testing.Timer])
+    assert_type(await kit.run_timers(), None)
     atoll.testing.EntityKit(int)  # type: ignore[type-var]
 
 

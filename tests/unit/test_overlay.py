@@ -7,13 +7,14 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from store_rows import own
+from msgspec.structs import replace
+from store_rows import KIND, accepted, letter, mail, message, own, timer
 
 from atoll.actors.stored import StoredEntity, StoredEvent, StoredState
 from atoll.persistence.checkpoint import ShardCheckpoint, plan
 from atoll.persistence.memory import MemoryStore
-from atoll.persistence.overlay import Overlay
-from atoll.persistence.records import Record, RecordedReply
+from atoll.persistence.overlay import RECORD_BYTES, Dirty, Overlay, record_bytes
+from atoll.persistence.records import DeadLetterRow, Delivery, Record, RecordedReply, outbox_number
 from atoll.persistence.spi import TableWrite
 
 KEY = ("Box", "a")
@@ -166,3 +167,110 @@ async def test_tables_and_overlay_together_are_the_replay_at_every_instant(seed:
             base = StoredEntity() if any(delta.replaces for delta in deltas) else await from_tables(store, key)
             assert laid(overlay, base, key) == replayed(records, key), (seed, id)
             assert laid(overlay, await from_tables(store, key), key) == replayed(records, key), (seed, id)
+
+
+# ---- pending work
+
+
+def delivering(position: int, delivery: Delivery | None, id: str = "a", *, deleted: bool = False) -> Record:
+    seq = position if deleted else 0
+    return Record(0, position, KIND, id, seq, 1000 + position, deleted=deleted, delivery=delivery)
+
+
+def dirty_after(*records: Record, half_written: bool = False) -> Dirty:
+    dirty = Dirty(half_written=half_written)
+    for one in records:
+        dirty.lay(one, 0)
+    return dirty
+
+
+TAKEN = delivering(5, Delivery(accepted=accepted("a/5")))
+SENT = delivering(6, Delivery(outbox=(message(0).message, message(1).message)))
+BURIED = delivering(7, Delivery(dead=letter(7).letter))
+
+
+def test_what_is_pending_is_kept_as_it_is() -> None:
+    """J15: entries under the position that accepted them, messages under position and index, letters under position."""
+    dirty = dirty_after(TAKEN, SENT, BURIED)
+    assert dirty.mailbox == {(KIND, "a"): {5: mail("a", 5)}}
+    assert dirty.outbox == {outbox_number(6, 0): message(0).message, outbox_number(6, 1): message(1).message}
+    assert dirty.letters == {7: DeadLetterRow(7, KIND, "a", letter(7).letter)}
+
+
+def test_what_began_and_ended_in_one_set_leaves_no_trace() -> None:
+    """J15: it never reaches the tables."""
+    over = Delivery(done=5, delivered=(outbox_number(6, 0), outbox_number(6, 1)), letter_gone=7)
+    dirty = dirty_after(TAKEN, SENT, BURIED, delivering(8, over))
+    assert (dirty.mailbox, dirty.outbox, dirty.letters) == ({}, {}, {})
+
+
+def test_what_began_before_leaves_the_word_that_it_ended() -> None:
+    """J15: a row of it may stand in the tables, or is just being written there."""
+    over = Delivery(done=5, delivered=(outbox_number(6, 0),), letter_gone=7)
+    dirty = dirty_after(delivering(8, over))
+    assert dirty.mailbox == {(KIND, "a"): {5: None}}
+    assert dirty.outbox == {outbox_number(6, 0): None}
+    assert dirty.letters == {7: None}
+
+
+def test_after_a_takeover_every_end_is_kept() -> None:
+    """PR08, J15: the former owner's checkpoint may have written the row before it stopped; the end came after."""
+    over = Delivery(done=5, delivered=(outbox_number(6, 0), outbox_number(6, 1)), letter_gone=7)
+    dirty = dirty_after(TAKEN, SENT, BURIED, delivering(8, over), half_written=True)
+    assert dirty.mailbox == {(KIND, "a"): {5: None}}
+    assert dirty.outbox == {outbox_number(6, 0): None, outbox_number(6, 1): None}
+    assert dirty.letters == {7: None}
+    overlay = Overlay(half_written=True)
+    overlay.freeze(8)
+    assert not overlay.dirty.half_written, "of what comes later nobody can have written anything"
+
+
+def test_attempts_are_counted_where_the_entry_stands() -> None:
+    """J15: in its row when it was accepted in this set, else beside it, until it is done."""
+    tried = delivering(8, Delivery(attempts=((5, 1), (3, 4))))
+    dirty = dirty_after(TAKEN, tried)
+    assert dirty.mailbox == {(KIND, "a"): {5: mail("a", 5, attempts=1)}}
+    assert dirty.attempts == {(KIND, "a", 3): 4}
+    dirty.lay(delivering(9, Delivery(done=3)), 0)
+    assert dirty.attempts == {}
+    assert dirty.mailbox[KIND, "a"][3] is None
+
+
+def test_a_record_takes_its_timers_after_what_it_cancels_and_deletes() -> None:
+    """M20: deletion, then cancels, then what is scheduled; the last word under a name holds."""
+    x, y, again = timer("a", "x", 5).timer, timer("a", "y", 6).timer, timer("a", "x", 7).timer
+    dirty = dirty_after(delivering(5, Delivery(timers=(x, y))), delivering(6, Delivery(timers_gone=("x", "z"))))
+    assert dirty.timers == {(KIND, "a"): {"x": None, "y": y, "z": None}}
+    assert dirty.timers_cleared == set()
+    dirty.lay(delivering(7, Delivery(timers=(again,), timers_gone=("x",)), deleted=True), 0)
+    assert dirty.timers == {(KIND, "a"): {"x": again}}
+    assert dirty.timers_cleared == {(KIND, "a")}
+    dirty.lay(delivering(8, None, deleted=True), 0)
+    assert dirty.timers == {}
+    assert dirty.timers_cleared == {(KIND, "a")}
+
+
+def test_other_entities_are_left_alone() -> None:
+    """M20: a deletion takes the timers of that entity."""
+    y = timer("b", "y", 6).timer
+    dirty = dirty_after(delivering(5, Delivery(timers=(y,)), "b"), delivering(6, None, deleted=True))
+    assert dirty.timers == {(KIND, "b"): {"y": y}}
+
+
+def test_a_record_weighs_what_it_carries() -> None:
+    """The bounds on what is not in the tables count the payloads of pending work too."""
+    arguments = b"x" * 10_000
+    sent = replace(message(0).message, arguments=arguments)
+    ticking = replace(timer("a", "x", 5).timer, arguments=arguments)
+    dead = replace(letter(1).letter, arguments=arguments, error="y" * 10_000)
+    taken = replace(accepted("a"), arguments=arguments)
+    plain = record_bytes(delivering(1, None))
+    assert plain == RECORD_BYTES
+    for delivery, payloads in (
+        (Delivery(accepted=taken), 1),
+        (Delivery(outbox=(sent, sent)), 2),
+        (Delivery(timers=(ticking, ticking, ticking)), 3),
+        (Delivery(dead=dead), 2),
+        (Delivery(delivered=tuple(range(1250))), 1),
+    ):
+        assert 0 <= record_bytes(delivering(1, delivery)) - plain - payloads * 10_000 < 500

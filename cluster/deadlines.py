@@ -1,0 +1,51 @@
+"""Deadlines of commands: looked at from time to time, since a timer per command would cost more than the command."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+from ..actors.world import World
+from .lanes import OutgoingCommand
+
+LOOK_S = 0.02
+"""How exactly deadlines are kept."""
+
+
+class Deadlines:
+    def __init__(self, world: World, passed: Callable[[OutgoingCommand, float], None]) -> None:
+        """`passed`: told of a command that is not done by its deadline, and of its time-out in seconds."""
+        self._world = world
+        self._passed = passed
+        self._loop = asyncio.get_running_loop()
+        self._queues: dict[int, deque[OutgoingCommand]] = {}
+        """By time-out (in looks, so that there are few), which keeps each in order of deadline."""
+        self._look: asyncio.TimerHandle | None = None
+
+    def watch(self, timeout_s: float, out: OutgoingCommand) -> None:
+        looks = int(timeout_s / LOOK_S)
+        queue = self._queues.get(looks)
+        if queue is None:
+            queue = self._queues[looks] = deque()
+        while queue and queue[0].done.done():
+            queue.popleft()
+        queue.append(out)
+        if self._look is None:
+            self._look = self._loop.call_later(LOOK_S, self._look_at_all)
+
+    def stop(self) -> None:
+        self._queues.clear()
+        if self._look is not None:
+            self._look.cancel()
+
+    def _look_at_all(self) -> None:
+        now = self._world.monotonic()
+        for looks, queue in list(self._queues.items()):
+            while queue and (queue[0].done.done() or queue[0].deadline <= now):
+                out = queue.popleft()
+                if not out.done.done():
+                    self._passed(out, looks * LOOK_S)
+            if not queue:
+                del self._queues[looks]
+        self._look = self._loop.call_later(LOOK_S, self._look_at_all) if self._queues else None
