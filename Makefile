@@ -3,6 +3,7 @@
 #   make test     the tests, but those that take minutes       make soak    those
 #   make run      the main job: a year of flights, one node killed in the middle    (ARGS="--flights 20000 --no-kill")
 #   make bench    measures, and prints each figure beside its bound                 (ARGS="--quick --json FILE")
+#   make chaos    faults on a real Ray cluster under load, the history checked      (ARGS="--minutes 1 --json FILE")
 #   make check    style and types                              make wheel   build the wheel, try it in an empty environment
 #
 # Another interpreter: make test PYTHON=python3.12
@@ -16,13 +17,13 @@ WHEEL  := build/wheel
 FLOORS := -p atoll.actors -p atoll.persistence -p atoll.sharding -p atoll.cluster
 
 # The root is the package: type checkers find the name `atoll` through the link .types/atoll, which leads back here.
-export MYPYPATH := $(abspath .types):$(abspath deploy):$(abspath examples):$(abspath bench)
+export MYPYPATH := $(abspath .types):$(abspath deploy):$(abspath examples):$(abspath bench):$(abspath tests/helpers)
 
 .DEFAULT_GOAL := help
-.PHONY: help test soak check bench run wheel clean
+.PHONY: help test soak check bench run chaos wheel clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,8p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,9p'
 
 $(READY): pyproject.toml
 	@echo "== preparing $(VENV) with $(PYTHON), for the first time or because pyproject.toml changed"
@@ -52,6 +53,9 @@ bench: $(READY)
 
 run: $(READY)
 	$(BIN)/python examples/flights.py $(ARGS)
+
+chaos: $(READY)
+	$(BIN)/python deploy/chaos.py $(ARGS)
 
 # In build/ and dist/ nothing old may lie: setuptools would ship a module that was deleted since.
 wheel: $(READY)

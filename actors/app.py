@@ -16,9 +16,10 @@ from typing import Any
 import msgspec
 
 from .errors import Rejected, known_rejections
-from .ids import KIND_PATTERN
+from .ids import KIND_PATTERN, VERSION_PATTERN
 from .kind import EntityKind, kind_of
 from .reference import KindsOfApp
+from .requirements import Requirements, checked, merged
 from .settings import Settings
 
 Resources = Callable[[], AbstractAsyncContextManager[Any]]
@@ -32,8 +33,14 @@ class App:
     `store`: where the state is kept, e.g. `sqlite:./data`; None for the default. `resources`: makes the asynchronous
     context manager that each host enters once, and whose value handlers find in `self.context.resources`.
 
-    Raises `TypeError` for something that is no entity class or an upcast that is missing, `ValueError` for a name, kind
-    or setting that cannot be.
+    `version`: of your code, at most 64 of the characters of a name and `+`. `atoll start` of another version of an app
+    that runs replaces its code, host by host; old and new serve the same entities meanwhile, so each must read what the
+    other one stores. `requires`: what a node must have to get a host, as Ray says: a number is the least of a resource,
+    a string the value of a label, e.g. `{"GPU": 1, "zone": "eu-1"}`. Added to it is what the entity classes require:
+    all kinds share the hosts.
+
+    Raises `TypeError` for something that is no entity class or an upcast that is missing, `ValueError` for a name,
+    version, kind or setting that cannot be, and for requirements that no node can meet.
     """
 
     def __init__(
@@ -44,10 +51,17 @@ class App:
         settings: Settings | Mapping[str, Any] | None = None,
         store: str | None = None,
         resources: Resources | None = None,
+        version: str = "",
+        requires: Requirements | None = None,
     ) -> None:
         if not isinstance(name, str) or not KIND_PATTERN.fullmatch(name):
             raise ValueError(f"{name!r} cannot name an app; it must match {KIND_PATTERN.pattern}")
         self.name = name
+        if not isinstance(version, str) or not VERSION_PATTERN.fullmatch(version):
+            raise ValueError(
+                f"{version!r} cannot be a version; it must be a string that matches {VERSION_PATTERN.pattern}"
+            )
+        self.version = version
         kinds: dict[str, EntityKind] = {}
         for entity_class in entities:
             kind = kind_of(entity_class)
@@ -67,6 +81,10 @@ class App:
             raise TypeError("resources is a function that returns an async context manager, not the manager itself")
         self.store = store
         self.resources = resources
+        own = checked({} if requires is None else requires, f"the app {name!r}")
+        self.requires: Requirements = types.MappingProxyType(
+            merged([own, *(kind.requires for kind in kinds.values())], f"the app {name!r}")
+        )
         self._known_to_references = KindsOfApp(name, kinds)
 
     @property

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Final, Self
 
 from .context import Context, Stage
 from .kind import KIND_ATTRIBUTE, EntityKind
+from .requirements import Requirements, checked, merged
 
 _CLOSED: Final[frozenset[str]] = frozenset()
 
@@ -30,26 +31,39 @@ class Entity:
                 return self.items[sku]
 
     Class arguments: `kind` names it in the store and on the wire (default: the class's name; set it before you rename
-    the class), `durable=False` keeps it in memory only. Un-annotated, `ClassVar` and `_underscore` names are not state;
-    the latter are yours for what may be lost at any time (caches, clients). Raises `TypeError` for what cannot work.
+    the class), `durable=False` keeps it in memory only, `requires={"GPU": 1}` says what a node must have to run it: Ray
+    resources and labels, added to those of its base classes and of the `App`. Since all kinds of an app share its
+    hosts, a node that lacks what one kind requires gets no host at all. Un-annotated, `ClassVar` and `_underscore`
+    names are not state; the latter are yours for what may be lost at any time (caches, clients). Raises `TypeError` or
+    `ValueError` for what cannot work.
     """
 
     __slots__ = ("_atoll_stage",)
 
     _atoll_stage: Stage | None
 
-    def __init_subclass__(cls, *, kind: str | None = None, durable: bool | None = None, **kwargs: Any) -> None:
+    def __init_subclass__(
+        cls,
+        *,
+        kind: str | None = None,
+        durable: bool | None = None,
+        requires: Requirements | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init_subclass__(**kwargs)
         if cls.__module__ == __name__:
             return  # EventSourced, below
+        above = _kinds(cls.__mro__[1:])
         if durable is None:
-            durable = all(base.durable for base in _kinds(cls.__mro__[1:]))
+            durable = all(base.durable for base in above)
+        own = checked({} if requires is None else requires, cls.__name__)
         compiled = EntityKind(
             cls,
             (Entity, EventSourced),
             name=cls.__name__ if kind is None else kind,
             durable=durable,
             event_sourced=issubclass(cls, EventSourced),
+            requires=merged([own, *(base.requires for base in above)], cls.__name__),
         )
         setattr(cls, KIND_ATTRIBUTE, compiled)
 
@@ -96,8 +110,15 @@ class EventSourced(Entity):
     """The fields that may be set now: all of them inside an @apply method, else none."""
     _atoll_fields: ClassVar[frozenset[str]] = _CLOSED
 
-    def __init_subclass__(cls, *, kind: str | None = None, durable: bool | None = None, **kwargs: Any) -> None:
-        super().__init_subclass__(kind=kind, durable=durable, **kwargs)
+    def __init_subclass__(
+        cls,
+        *,
+        kind: str | None = None,
+        durable: bool | None = None,
+        requires: Requirements | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init_subclass__(kind=kind, durable=durable, requires=requires, **kwargs)
         cls._atoll_fields = vars(cls)[KIND_ATTRIBUTE].field_names
 
     def emit(self, event: object) -> None:

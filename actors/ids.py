@@ -13,6 +13,8 @@ ENTITY_ID_BYTES_MAX = 255
 COMMAND_ID_BYTES_MAX = 255
 TIMER_NAME_BYTES_MAX = 255
 KIND_PATTERN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
+VERSION_PATTERN = re.compile(r"[A-Za-z0-9_.+-]{0,64}")
+"""Of an app: "2", "1.4.0", a commit. Part of the names of its Ray actors."""
 _COMMAND_ID_PATTERN = re.compile(r"atl-([0-9a-f]{12})-[0-9a-f]{20}")
 
 

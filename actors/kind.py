@@ -20,6 +20,7 @@ import msgspec
 from .evolution import Versioned
 from .handlers import APPLIES, Command, Query
 from .ids import KIND_PATTERN
+from .requirements import Requirements
 from .schema import annotated_fields, check_type, resolve, type_name
 from .signature import Handler
 from .stored import StoredEvent, StoredState
@@ -76,10 +77,20 @@ class EntityKind:
         "has_on_activate",
         "has_on_passivate",
         "name",
+        "requires",
         "state_versions",
     )
 
-    def __init__(self, cls: type, above: tuple[type, ...], *, name: str, durable: bool, event_sourced: bool) -> None:
+    def __init__(
+        self,
+        cls: type,
+        above: tuple[type, ...],
+        *,
+        name: str,
+        durable: bool,
+        event_sourced: bool,
+        requires: Requirements,
+    ) -> None:
         """`above`: the base classes that are Atoll's own. Raises `TypeError` naming class and member."""
         if not KIND_PATTERN.fullmatch(name):
             raise TypeError(f"{cls.__name__}: {name!r} cannot name a kind; it must match {KIND_PATTERN.pattern}")
@@ -89,6 +100,7 @@ class EntityKind:
         self.entity_class = cls
         self.durable = durable
         self.event_sourced = event_sourced
+        self.requires = requires
         members = _members(cls, above)
         _check_names(cls, members, event_sourced=event_sourced)
         self.has_on_activate, self.has_on_passivate = (_overrides_hook(cls, members, hook) for hook in HOOKS)

@@ -95,9 +95,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How often a host renews the sessions of its connected clients."""
 
     # ---- delivery: work that outlives its host
-    accept_after_s: float = 0.02
+    accept_after_s: float = 0.25
     """A tell that still waits for its turn after this is accepted by the next batch, however busy the host is. Sooner,
-    whenever the host has nothing else to run: one that runs at once needs no acceptance of its own."""
+    whenever the host has nothing else to run. An acceptance costs a record of its own, which a busy host can do
+    without: most tells run first."""
     tell_attempts_max: int = 10
     """Runs of an accepted command, of a message or of a timer's tick that may fail before it is a dead letter."""
     tell_retry_first_s: float = 0.1
@@ -135,6 +136,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Three tries per lease."""
     store_poll_s: float = 0.25
     """How often hosts and coordinator look at the ownership rows without having been poked."""
+    load_report_s: float = 2.0
+    """How often hosts tell the coordinator how busy their shards are."""
+    moves_max: int = 32
+    """Shards that are on their way from one host to another at the same time: more would be felt by everybody."""
     release_deadline_s: float = 10.0
     """A handoff whose running turns take longer is rolled back."""
 

@@ -50,6 +50,14 @@ class Figure(msgspec.Struct, frozen=True, kw_only=True):
         return {"name": self.name, "value": self.value, "unit": self.unit, "bound": self.bound, "ratio": self.ratio}
 
 
+def in_seconds(name: str, seconds: float, aim_s: float | None = None) -> Figure:
+    """`aim_s`: below that."""
+    value = round(seconds, 4)
+    if aim_s is None:
+        return Figure(name=name, value=value, unit="s")
+    return Figure(name=name, value=value, unit="s", kind=Bound.AIM_BELOW, limit=aim_s)
+
+
 def against(figure: Figure, reference: Figure) -> Figure:
     """The same figure, with its ratio to `reference`."""
     ratio = round(figure.value / reference.value, 3) if reference.value else None

@@ -18,10 +18,12 @@ from pathlib import Path
 
 import echo
 import msgspec
+from allocation import allocation
 from counters import Blob, Counter, Tally, app
 from delivery import resume, tells, transfers
 from figures import Bound, Figure, against, percentile
 from load import drive
+from moves import coordinator, drain, handoff, join, stopped
 from plain_cluster import HostProcess, PlainCluster, plain_cluster
 from topic import ENTITIES, HERE, IDS, IN_FLIGHT, WARM_UP_S, Pace, Say, additions, one_host
 
@@ -185,8 +187,8 @@ async def failover(pace: Pace, folder: Path, say: Say) -> list[Figure]:
         plain.connect(discover=True) as cluster,
     ):
         asks = additions(cluster, Counter, ENTITIES)
-        for number in range(pace.kills):
-            say(f"failover {number + 1} of {pace.kills}")
+        for number in range(pace.runs):
+            say(f"failover {number + 1} of {pace.runs}")
             await drive(asks, 64, 0.5)  # something to recover
             victim, lost = next(
                 (host, id) for host in plain.hosts if host.alive and (id := _entity_of(cluster, host)) is not None
@@ -269,6 +271,12 @@ TOPICS: dict[str, Callable[[Pace, Path, Say], Awaitable[list[Figure]]]] = {
     "hot": hot,
     "states": states,
     "failover": failover,
+    "stopped": stopped,
+    "handoff": handoff,
+    "drain": drain,
+    "join": join,
+    "coordinator": coordinator,
+    "allocation": allocation,
     "tells": tells,
     "transfers": transfers,
     "resume": resume,

@@ -74,6 +74,7 @@ class PlainCluster:
         """The coordinator's: open from beginning to end."""
         self.hosts: list[HostProcess] = []
         """Every host that was started, killed ones included."""
+        self._coordinator: asyncio.Task[None] | None = None
         self._spec = HostSpec(
             app=app,
             app_dir=None if app_dir is None else str(app_dir),
@@ -135,8 +136,32 @@ class PlainCluster:
             await cluster.client.table_complete()
             yield cluster
 
+    def start_coordinator(self) -> None:
+        """There is one from the beginning; after `stop_coordinator`, another one."""
+        assert self._coordinator is None
+        world = SystemWorld()
+        coordination = Coordination(
+            self.app_name,
+            store=self.store,
+            settings=self.settings,
+            world=world,
+            network=TcpNetwork(),
+            token=self.token,
+            hosts_wanted=1,  # all that are wanted are there already; later ones may well be alone
+        )
+        self._coordinator = world.spawn(coordination.run(), "coordinator")
+
+    async def stop_coordinator(self) -> None:
+        """End it wherever it is: what it handed to the store may still take effect. Its connections stay open, as those
+        of one that hangs."""
+        task, self._coordinator = self._coordinator, None
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
     async def stop(self) -> None:
         """Kill what still runs, and wait for it."""
+        await self.stop_coordinator()
         for host in self.hosts:
             host.kill()
         await asyncio.gather(*(host.process.wait() for host in self.hosts))
@@ -160,27 +185,10 @@ async def plain_cluster(
     resolved = msgspec.convert(asked, Settings)
     folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - once, before anything runs
     cluster = PlainCluster(app, app_name, app_dir, folder, resolved, asked)
-    store = cluster.store
-    world = SystemWorld()
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(store.close)
-        await store.open(app_name, resolved.shards)
+        stack.push_async_callback(cluster.store.close)
+        await cluster.store.open(app_name, resolved.shards)
         stack.push_async_callback(cluster.stop)
         await asyncio.gather(*(cluster.start_host() for _ in range(hosts)))
-        coordination = Coordination(
-            app_name,
-            store=store,
-            settings=resolved,
-            world=world,
-            network=TcpNetwork(),
-            token=cluster.token,
-            hosts_wanted=1,  # all that are wanted are there already; later ones may well be alone
-        )
-        task = world.spawn(coordination.run(), "coordinator")
-        stack.push_async_callback(_end, task)
+        cluster.start_coordinator()
         yield cluster
-
-
-async def _end(task: asyncio.Task[Any]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)

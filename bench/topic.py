@@ -23,12 +23,14 @@ Ask = Callable[[], Awaitable[object]]
 
 
 class Pace:
-    """How long things are measured."""
+    """How long things are measured, and how often."""
 
     def __init__(self, *, quick: bool, long: bool) -> None:
+        self.quick = quick
         self.seconds = 2.0 if quick else 5.0
         self.throughput_s = 300.0 if long else self.seconds
-        self.kills = 10
+        self.runs = 3 if quick else 10
+        """Of what a cluster is measured by once: kills, moves, joins."""
 
 
 def one_host(folder: Path) -> Any:

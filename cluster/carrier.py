@@ -24,7 +24,7 @@ import msgspec
 
 from ..actors.errors import AtollError, Unavailable
 from ..actors.settings import Settings
-from ..sharding.messages import Answer, Message, Moved, OutOfOrder, TableUpdate
+from ..sharding.messages import Answer, Message, Moved, OutOfOrder, Poke, TableUpdate
 from ..sharding.table import ShardTable
 from .handshake import Refusal
 from .lanes import Lane, lane_key
@@ -58,6 +58,8 @@ class Carrier(ABC, Generic[L]):
         self._lanes: dict[int, L] = {}
         """By `lane_key`."""
         self._lane_width = self._width(access.settings)
+        self._to_poke: set[str] = set()
+        """Hosts to be poked once there is a connection."""
         self._links: dict[str, Link] = {}
         """Welcomed ones, by address."""
         self._dialing: dict[str, asyncio.Task[None]] = {}
@@ -204,6 +206,15 @@ class Carrier(ABC, Generic[L]):
         self._dialing[address] = task
         task.add_done_callback(lambda _: self._dialing.pop(address, None))
 
+    def poke(self, address: str) -> None:
+        """Let a host look at the store now. A hint: nothing is lost when it does not arrive."""
+        link = self._links.get(address)
+        if link is not None:
+            link.send(Poke())
+        elif not self._closed:
+            self._to_poke.add(address)
+            self._dial(address)
+
     def _seek_hosts(self) -> None:
         """Dial every address there is any reason to believe in."""
         for address in (*self._seeds, *self._table.addresses()):
@@ -286,6 +297,9 @@ class Carrier(ABC, Generic[L]):
         self._links[link.address] = link
         self._handshake_over(link)
         self._changed.set()
+        if link.address in self._to_poke:
+            self._to_poke.discard(link.address)
+            link.send(Poke())
         for lane in self._lanes.values():
             route = self._table.route(lane.shard)
             if route is not None and route.address == link.address and lane.unanswered:

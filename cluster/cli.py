@@ -1,30 +1,37 @@
 """The command line. Thin: it checks, asks and prints; what happens is elsewhere.
 
 Exit codes: 0 done; 1 it could not be done, or (`status`) not all is well, and the line says what to do; 2 the command
-line, a setting or the app is wrong; 130 or 143 interrupted (SIGINT, SIGTERM).
+line, a setting or the app is wrong; 130 or 143 interrupted (SIGINT, SIGTERM), except where that is the ordinary end
+(`--watch`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.box import SIMPLE
 from rich.table import Table
 
 from ..actors.settings import Settings
-from .cli_common import Address, AppDir, AppName, AppPath, AsJson, console, fail, show, told_in_one_line
+from .cli_common import Address, AppDir, AppName, AppPath, AsJson, console, errors, show, told_in_one_line
 from .cli_dead_letters import dead_letters
 from .cli_reading import journal, log
+from .cli_status import shards, status
 from .loading import load_app
-from .starting import look, start_app, stop_app
+from .signals import end_on_sigterm
+from .starting import in_ray, start_app, stop_app
 
 app = typer.Typer(
     help="Atoll: durable entities on Ray.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
+app.command()(status)
+app.command()(shards)
 app.add_typer(log, name="log")
 app.add_typer(journal, name="journal")
 app.add_typer(dead_letters, name="dead-letters")
@@ -37,6 +44,13 @@ def root(
     if asks_version:
         console.print(f"atoll {version('atoll')}")
         raise typer.Exit
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Callable[[str], None]]:
+    """A line that is written over, where there is a terminal."""
+    with errors.status(what) as line:
+        yield lambda lacks: line.update(f"{what}: {lacks}")
 
 
 @app.command()
@@ -52,8 +66,11 @@ def start(
     timeout: Annotated[float, typer.Option(help="seconds until every shard must be served", min=1.0)] = 60.0,
     as_json: AsJson = False,
 ) -> None:
-    """Start an app on a Ray cluster. Returns when every shard is served, or undoes itself."""
-    with told_in_one_line():
+    """Start an app on a Ray cluster, or replace the version of it that runs, host by host.
+
+    Returns when every shard is served (by that version), or undoes itself.
+    """
+    with told_in_one_line(), _progress(f"starting {app_path}") as tell:
         started = start_app(
             app_path,
             app_dir=app_dir,
@@ -63,70 +80,49 @@ def start(
             ship=ship,
             timeout_s=timeout,
             environment=os.environ,
+            tell=tell,
         )
     if as_json:
         console.print_json(json.dumps(started))
         return
-    console.print(f"{started['app']} is up: {started['shards']} shards on {len(started['hosts'])} hosts", style="green")
+    what = f"{started['app']} {started['version']}".strip()
+    console.print(f"{what} is up: {started['shards']} shards on {len(started['hosts'])} hosts", style="green")
     console.print(f"  from inside Ray   atoll.connect({started['app']!r})")
     console.print(f"  from anywhere     atoll.connect({started['url']!r})", soft_wrap=True)
     console.print(f"  token file        {started['token_file']}", soft_wrap=True)
 
 
 @app.command()
-def status(
-    name: Annotated[str | None, typer.Argument(help="the app's name; without it: which apps run")] = None,
+def drain(
+    node: Annotated[
+        str, typer.Argument(metavar="NODE", help="the beginning of its Ray ID, its hostname or IP address")
+    ],
+    undo: Annotated[bool, typer.Option("--undo", help="let it have hosts and shards again")] = False,
+    timeout: Annotated[float, typer.Option(help="seconds until it must be empty", min=1.0)] = 60.0,
     address: Address = None,
-    as_json: AsJson = False,
 ) -> None:
-    """Show an app's hosts, leases and shards, or without a name the apps that run."""
-    with told_in_one_line():
-        found = look(name, address)
-    if as_json:
-        console.print_json(json.dumps(found))
-    elif name is None:
-        console.print("\n".join(found["apps"]) or "no app runs in this Ray cluster")
-    else:
-        _show_status(found)
-    if name is not None:
-        _fail_unless_well(found)
+    """Move all shards away from a node, of every app, while they are served. Returns when it may go."""
+    from . import draining  # noqa: PLC0415 - Ray takes half a second to import: only when it is asked
 
-
-def _show_status(found: dict[str, Any]) -> None:
-    console.print(f"{found['app']}: {found['served']} of {found['shards']} shards served")
-    table = Table(box=SIMPLE)
-    for column in ("host", "address", "state", "shards", "entities", "lease", "clients", "pid", "node"):
-        table.add_column(column, no_wrap=True)
-    for host in found["hosts"]:
-        table.add_row(
-            *(str(host[key]) for key in ("incarnation", "address", "state", "shards", "entities")),
-            "valid" if host["lease_valid"] else "lapsed",
-            str(host["connections"]),
-            str(host.get("pid", "?")),
-            host["node"][:12],
-        )
-    show(table)
-    console.print(f"connect     {found['url']}", soft_wrap=True)
-    console.print(f"token file  {found['token_file']}", soft_wrap=True)
-
-
-def _fail_unless_well(found: dict[str, Any]) -> None:
-    if found["problem"]:
-        fail(found["problem"])
-    if not found["coordinator"]:
-        fail("the coordinator does not answer: Ray restarts it; what is placed goes on meanwhile")
-    if found["served"] != found["shards"]:
-        fail(f"{found['shards'] - found['served']} of {found['shards']} shards are not served right now: look again")
+    with told_in_one_line(), _progress("undoing a drain" if undo else "draining") as tell, in_ray(address):
+        end_on_sigterm()
+        found = (draining.undo if undo else draining.drain)(node, timeout, tell)
+    may = "may have shards again" if undo else "serves nothing any more, and gets nothing until --undo"
+    console.print(f"node {found.id[:12]} ({found.hostname}) {may}")
 
 
 @app.command()
 def stop(name: AppName, address: Address = None) -> None:
     """Stop an app: its hosts give their shards back and end; the store stays."""
     with told_in_one_line():
-        released = stop_app(name, address)
+        stopped = stop_app(name, address)
     console.print(
-        f"{name} is stopped" + ("" if released else " (some shards were not given back: the next start recovers them)")
+        f"{name} is stopped"
+        + ("" if stopped.released else " (some shards were not given back: the next start recovers them)")
     )
+    left = [f"{count} {what}" for what, count in (stopped.pending or {}).items() if count]
+    if left:
+        console.print(f"  left in its store  {', '.join(left).replace('_', ' ')}")
 
 
 @app.command()

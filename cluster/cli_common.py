@@ -50,10 +50,10 @@ def told_in_one_line() -> Iterator[None]:
         fail(str(error))
     except ValueError as error:
         fail(str(error), 2)
-    except KeyboardInterrupt:
-        fail(INTERRUPTED, 130)
-    except SystemExit:  # SIGTERM
-        fail(INTERRUPTED, 143)
+    except KeyboardInterrupt as error:
+        fail(str(error) or INTERRUPTED, 130)
+    except SystemExit as error:  # SIGTERM
+        fail(error.code if isinstance(error.code, str) else INTERRUPTED, 143)
 
 
 def show(table: Table) -> None:

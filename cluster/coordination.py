@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from ..actors.errors import StoreError
 from ..actors.logs import about
 from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.spi import HostRow, HostState, ShardRow, Store
+from ..sharding.allocation import Bounds, Move
 from ..sharding.coordinator import Coordinator
-from ..sharding.messages import Message, Poke
+from ..sharding.messages import Load, Message, Poke
 from .link import Access, Link
 from .network import Network, Probe
 from .token import Token
@@ -25,6 +27,8 @@ from .wire import Welcome
 log = logging.getLogger("atoll.coordinator")
 
 PROBE_TIMEOUT_S = 0.5
+LOAD_WEIGHT = 0.3
+"""Of a new report in the average: about six reports until a change counts in full."""
 LOGS_LOOK_S = 5.0
 """How often it looks for logs that nobody needs any more."""
 GATHER_S = 5.0
@@ -53,7 +57,14 @@ class Coordination:
         self.hosts_wanted = hosts_wanted
         self._gathering_since: float | None = None
         self._gathered = False
-        self._coordinator = Coordinator(settings.lease_s, reads_gap_max_s=settings.lease_s / 2)
+        bounds = Bounds(moves_under_way=settings.moves_max, moves_per_round=settings.moves_max)
+        self._coordinator = Coordinator(settings.lease_s, reads_gap_max_s=settings.lease_s / 2, bounds=bounds)
+        self.draining_nodes: frozenset[str] = frozenset()
+        """Nodes that are about to go: their hosts are drained."""
+        self._loads: dict[int, dict[int, float]] = {}
+        """Host -> shard -> CPU seconds per second, as it last said."""
+        self._moving: dict[int, tuple[Move, float]] = {}
+        """Shard -> the move under way that this coordinator asked for, and since when."""
         self.placing = True
         """False: shards that are given back stay free (the app is being stopped)."""
         self._links: dict[int, Link] = {}
@@ -96,19 +107,73 @@ class Coordination:
             if host.state is HostState.LIVE:
                 self._connect(host)
         await self._prove([host for host in hosts if host.incarnation in self._suspects])
-        decisions = self._coordinator.decide(began, ended, hosts, shards, frozenset(self._dead))
+        await self._drain_nodes(hosts)
+        decisions = self._coordinator.decide(
+            began,
+            ended,
+            hosts,
+            shards,
+            frozenset(self._dead),
+            met=frozenset(self._links) - self._suspects,
+            loads=self._known_loads(hosts),
+        )
         by_incarnation = {host.incarnation: host for host in hosts}
         for incarnation, renewals in decisions.condemn:
             if await self._store.condemn(incarnation, renewals):
                 address = by_incarnation[incarnation].address
                 log.warning("host %d at %s is condemned", incarnation, address, extra=about(incarnation=incarnation))
                 self.poke()  # its shards are given away in the next round, on fresh facts
-        if decisions.assign and self.placing and self._may_place(hosts, shards):
+        self._moving = {
+            row.shard: self._moving[row.shard]
+            for row in shards
+            if row.shard in self._moving and self._moving[row.shard][0].target in (row.target, row.assigned)
+        }
+        if not self.placing or not self._may_place(hosts, shards):
+            return
+        if decisions.assign:
             changed = await self._store.assign(decisions.assign)
             log.info("assigned %d shards", len(changed))
-            for incarnation in {assignment.incarnation for assignment in decisions.assign}:
-                if incarnation in self._links:
-                    self._links[incarnation].send(Poke())
+            self._poke_hosts({assignment.incarnation for assignment in decisions.assign})
+        if decisions.move:
+            changed = await self._store.move(decisions.move)
+            owners = {row.shard: row.owner for row in shards}
+            self._moving.update((m.shard, (m, ended)) for m in decisions.moves if m.shard in changed)
+            log.info("moving %d shards", len(changed))
+            self._poke_hosts({owner for shard in changed if (owner := owners[shard]) is not None})
+
+    def moves(self) -> list[dict[str, Any]]:
+        """Moves under way: `shard`, `from`, `to` (incarnations), `why`, `since_s` (how long)."""
+        now = self._world.monotonic()
+        return [
+            {
+                "shard": m.shard,
+                "from": m.source,
+                "to": m.target,
+                "why": m.reason.value,
+                "since_s": round(now - since, 1),
+            }
+            for m, since in self._moving.values()
+        ]
+
+    def _poke_hosts(self, incarnations: Iterable[int]) -> None:
+        for incarnation in incarnations:
+            if incarnation in self._links:
+                self._links[incarnation].send(Poke())
+
+    async def _drain_nodes(self, hosts: Sequence[HostRow]) -> None:
+        for host in hosts:
+            if host.node in self.draining_nodes and host.state is HostState.LIVE and not host.draining:
+                log.warning("host %d is drained: its node goes", host.incarnation)
+                await self._store.set_draining(host.incarnation, True)
+
+    def _known_loads(self, hosts: Sequence[HostRow]) -> dict[int, float]:
+        """Of all shards, once every live host has said: half of the truth would move the wrong ones."""
+        live = {host.incarnation for host in hosts if host.state is HostState.LIVE}
+        for gone in self._loads.keys() - live:
+            del self._loads[gone]
+        if not live <= self._loads.keys():
+            return {}
+        return {shard: load for loads in self._loads.values() for shard, load in loads.items()}
 
     def _may_place(self, hosts: Sequence[HostRow], shards: Sequence[ShardRow]) -> bool:
         if self._gathered:
@@ -150,7 +215,22 @@ class Coordination:
             self.poke()  # it may be the one that was waited for
 
     def received(self, link: Link, messages: list[Message]) -> None:
-        """Hosts tell a coordinator nothing that it acts on: its facts are the store's."""
+        """Hints: its facts are the store's."""
+        for message in messages:
+            if type(message) is Poke:
+                self.poke()
+            elif type(message) is Load:
+                self._take_load(link, message)
+
+    def _take_load(self, link: Link, message: Load) -> None:
+        """Smoothed over the last few reports, so that a moment's work moves nothing."""
+        for incarnation in [i for i, known in self._links.items() if known is link]:
+            before = self._loads.get(incarnation, {})
+            now = {shard: busy_us / 1000 / max(1, message.interval_ms) for shard, busy_us in message.shards}
+            self._loads[incarnation] = {
+                shard: load if shard not in before else before[shard] + LOAD_WEIGHT * (load - before[shard])
+                for shard, load in now.items()
+            }
 
     def closed(self, link: Link, reason: str) -> None:
         for incarnation in [i for i, known in self._links.items() if known is link]:

@@ -42,7 +42,13 @@ class HostCourier(Carrier[Stream]):
         """Since the last warning."""
 
     def carry(
-        self, sending_shard: int, epoch: int, number: int, message: StoredMessage, arrived: Callable[[int], None]
+        self,
+        sending_shard: int,
+        epoch: int,
+        number: int,
+        message: StoredMessage,
+        arrived: Callable[[int], None],
+        again: bool = False,
     ) -> None:
         if self._closed:
             return
@@ -50,7 +56,7 @@ class HostCourier(Carrier[Stream]):
         backlog = stream.backlog
         newest = backlog[-1].number if backlog else stream.next_number - 1
         assert number > newest, f"message {number} of shard {sending_shard} comes after {newest}"
-        backlog.append(OutgoingMessage(message, number, arrived=arrived))
+        backlog.append(OutgoingMessage(message, number, attempts=int(again), arrived=arrived))
         if len(backlog) == 1:
             self._admit(stream, self._world.monotonic())
 

@@ -27,6 +27,16 @@ def host_prefix(app_name: str) -> str:
     return f"{app_name}/host/"
 
 
+def host_prefix_on(app_name: str, node: str, version: str) -> str:
+    """Those of one version on one node: one host, and whatever may be left of former ones."""
+    return f"{host_prefix(app_name)}{node[:12]}{version_part(version)}"
+
+
+def version_part(version: str) -> str:
+    """What the names of all host actors of a version contain, and of no other."""
+    return f"/v{version}/"
+
+
 async def find_hosts(app_name: str) -> FoundHosts:
     """Ask Ray, then the hosts themselves. Raises `Unavailable` when the app does not run, `RayProblem` without Ray."""
     ray_adapter.connect(None)  # on this thread: Ray wants the main one for its signal handlers; once, about a second

@@ -3,8 +3,11 @@
     python -m atoll.cluster.host_process < spec.json
 
 reads a `HostSpec` from standard input, prints one JSON line {"incarnation": ..., "address": ...} when it is ready, and
-ends, with status 1 and the reason on standard error, when it is fenced, condemned or broken. Crash-only: there is no
-orderly way down but SIGTERM's, which is a crash as well; `stop` (through Ray) gives the shards back first.
+ends, with status 1 and the reason on standard error, when it is fenced, condemned or broken.
+
+Crash-only. SIGTERM ends it as SIGKILL does: in a Ray actor signals are Ray's, which has its own handlers there. That
+costs its entities what any crash does (their shards go elsewhere, nothing that was acknowledged is lost). Who wants it
+without the gap drains the node first (`atoll drain`) or stops the app (`atoll stop`), both through the store and Ray.
 """
 
 from __future__ import annotations
@@ -57,6 +60,8 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     bind: str = "127.0.0.1"
     port: int = 0
     node: str = ""
+    version: str | None = None
+    """What the app must say that it is; None: anything. Its folder may have changed since it was started."""
 
 
 def undo_niceness() -> None:
@@ -91,6 +96,10 @@ async def run_host(spec: HostSpec, ready: Callable[[RunningHost], None]) -> NoRe
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     gc.freeze()  # what was imported so far lives for ever: keep it out of the collector's rounds
     app = load_app(spec.app, spec.app_dir)
+    if spec.version not in (None, app.version):
+        raise ValueError(
+            f"{spec.app} is version {app.version!r} now, and {spec.version!r} was started: upgrade with `atoll start`"
+        )
     settings = msgspec.convert(spec.settings, Settings)
     world = SystemWorld()
     store = open_store(spec.store)

@@ -84,7 +84,7 @@ async def start_host(
     )
     address = await server.listen(bind, port)
     try:
-        incarnation = await store.register_host(address, node, process)
+        incarnation = await store.register_host(address, node, process, version=app.version)
     except BaseException:
         server.close("this host could not register")
         raise

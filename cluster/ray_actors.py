@@ -1,8 +1,11 @@
 """The Ray actors: a host per node, and the coordinator. Ray supervises their processes; everything that matters happens
 on a thread with a loop of its own, so that Ray's calls and the data plane do not get into each other's way.
 
-    CoordinatorActor   detached, on the head node, restarted by Ray for ever; makes and replaces hosts
+    CoordinatorActor   detached, on the head node, restarted by Ray for ever; makes, replaces, drains and ends hosts
     HostActor          detached, pinned to its node, never restarted: a new one is another incarnation
+
+Both run in the `runtime_env` of the `atoll start` that made the coordinator: where a folder was shipped, each version
+of an app has its own.
 """
 
 from __future__ import annotations
@@ -14,24 +17,28 @@ import logging
 import os
 import secrets
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import ray
 
-from ..actors.errors import AtollError
+from ..actors.errors import AtollError, StoreError
+from ..actors.requirements import unmet
 from ..actors.settings import Settings
 from ..persistence.open import open_store
-from ..persistence.spi import HostState, Store
+from ..persistence.spi import HostRow, HostState, Store
 from . import ray_adapter
 from .coordination import Coordination
-from .discovery import host_prefix
+from .discovery import host_prefix, host_prefix_on, version_part
 from .host_process import HostSpec, run_host, run_loop, undo_niceness
 from .hosting import RunningHost
 from .log_format import log_to_stderr
-from .network import TcpNetwork
+from .network import TcpNetwork, split_address
+from .rollout import drained_nodes, next_steps
 from .system import SystemWorld
 from .token import read_token_file
 
@@ -42,6 +49,8 @@ NODES_LOOK_S = 0.25
 RETRY_S = 1.0
 """Between two tries to start what did not start."""
 HOST_START_TIMEOUT_S = 60.0
+PENDING_SHARDS = 16
+"""Read at a time when it is counted what is left: messages come with their contents."""
 
 
 class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +58,7 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     app: str
     app_name: str
+    version: str = ""
     app_dir: str
     ship: bool
     """The folder was uploaded: it is each worker's current one."""
@@ -62,6 +72,17 @@ class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Of the logger `atoll` in every process of the app."""
     log_format: str
     """Of all that these processes log."""
+    requires: dict[str, float | str] = {}
+    """What a node must have to get a host."""
+    drained: tuple[str, ...] = ()
+    """Nodes that had been drained by hand when this version was started."""
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """What it takes to make a running coordinator again."""
+
+    spec: ClusterSpec
+    runtime_env: dict[str, Any]
 
 
 def _log_to_ray(spec: HostSpec | ClusterSpec) -> None:
@@ -139,6 +160,7 @@ class HostActor:
             "incarnation": running.incarnation,
             "address": running.address,
             "node": self._spec.node,
+            "version": self._spec.version or "",
             "pid": os.getpid(),
             "token_file": self._spec.token_file,
         }
@@ -158,6 +180,10 @@ class HostActor:
             "checkpoints": host.upkeep.checkpoints,
         }
 
+    def spec(self) -> bytes:
+        """The `HostSpec` that it was made from, as JSON."""
+        return msgspec.json.encode(self._spec)
+
     def stop(self) -> bool:
         """Give every shard back. True when all were released."""
         running = self._running()
@@ -172,14 +198,20 @@ class CoordinatorActor:
     def __init__(self, spec_json: bytes) -> None:
         self._spec = msgspec.json.decode(spec_json, type=ClusterSpec)
         _log_to_ray(self._spec)
+        self._restarted = ray_adapter.was_restarted()
         self._stopping = False
-        self._problem = ""
+        self._problems: dict[str, str] = {}
+        """Node -> why it has no host; under "" what is wrong with the coordinator itself."""
         self._store: Store | None = None
         self._coordination: Coordination | None = None
+        self._drained: set[str] = set(self._spec.drained)
+        """Nodes drained by hand. After a restart they are found in the rows of their hosts."""
         self._starting: dict[str, asyncio.Task[None]] = {}
         """Node -> the start of a host that is under way there."""
         self._ports: dict[str, int] = {}
-        """Node -> the port that its host was given, when ports are asked for."""
+        """Node -> the port given to the host that is being started there, when ports are asked for."""
+        self._swept = False
+        """Nothing is left of other versions."""
         self._creating = asyncio.Lock()
         self._own = _OwnLoop("atoll-coordinator")
         self._own.run(self._main())
@@ -191,12 +223,12 @@ class CoordinatorActor:
                 store, coordination = await self._opened()
                 break
             except (AtollError, OSError) as error:
-                self._problem = f"the coordinator does not start: {error}"
-                log.warning("%s", self._problem)
+                self._problems[""] = f"the coordinator does not start: {error}"
+                log.warning("%s", self._problems[""])
                 await asyncio.sleep(RETRY_S)
-        self._problem = ""
-        self._store, self._coordination = store, coordination
+        self._problems.clear()
         coordination.placing = not self._stopping
+        self._store, self._coordination = store, coordination
         deciding = asyncio.create_task(coordination.run())
         hosting = asyncio.create_task(self._keep_hosts(store, coordination))
         await asyncio.wait([deciding, hosting], return_when=asyncio.FIRST_COMPLETED)
@@ -210,6 +242,10 @@ class CoordinatorActor:
         settings = msgspec.convert(spec.settings, Settings)
         store = open_store(spec.store)
         await store.open(spec.app_name, settings.shards)
+        if self._restarted:
+            going = await ray_adapter.on_thread(ray_adapter.draining_nodes)
+            told = frozenset(spec.drained)
+            self._drained = set(drained_nodes(spec.version, await store.hosts(), going=going, told=told))
         coordination = Coordination(
             spec.app_name,
             store=store,
@@ -221,7 +257,7 @@ class CoordinatorActor:
         )
         return store, coordination
 
-    # ---- hosts: one on every node that Ray lists, made when there is none, made anew when it is gone ----------------
+    # ---- hosts: one on every node that may have one, made anew when it is gone (rollout.py) -------------------------
 
     async def _keep_hosts(self, store: Store, coordination: Coordination) -> None:
         while True:
@@ -232,41 +268,82 @@ class CoordinatorActor:
             await asyncio.sleep(NODES_LOOK_S)
 
     async def _look_at_nodes(self, store: Store, coordination: Coordination) -> None:
-        nodes = await ray_adapter.on_thread(ray_adapter.nodes)
-        coordination.hosts_wanted = min(self._spec.hosts_wanted, len(nodes))
-        served = {host.node for host in await store.hosts() if host.state is HostState.LIVE}
-        for gone in self._ports.keys() - served - self._starting.keys():
-            del self._ports[gone]
-        for node in nodes:
-            if not self._stopping and node.id not in served and node.id not in self._starting:
-                self._starting[node.id] = asyncio.create_task(self._start_host(node, coordination))
+        listed, going = await ray_adapter.on_thread(lambda: (ray_adapter.nodes(), ray_adapter.draining_nodes()))
+        nodes = {node.id: node for node in listed if not unmet(self._spec.requires, node.resources, node.labels)}
+        coordination.draining_nodes = going
+        coordination.hosts_wanted = min(self._spec.hosts_wanted, len(nodes.keys() - going - self._drained))
+        hosts = await store.hosts()
+        live = [host for host in hosts if host.state is HostState.LIVE]
+        steps = next_steps(
+            self._spec.version,
+            list(nodes),
+            going=going,
+            drained=frozenset(self._drained),
+            hosts=hosts,
+            shards=await store.shards() if any(host.draining for host in live) else [],
+        )
+        if self._stopping:
+            return
+        for solved in self._problems.keys() - set(steps.start) - self._starting.keys() - {""}:
+            del self._problems[solved]
+        for node_id in steps.start:
+            if node_id not in self._starting:
+                self._starting[node_id] = asyncio.create_task(self._start_host(nodes[node_id], store, coordination))
+        for incarnation in steps.drain:
+            await self._mark(incarnation, draining=True)
+        for incarnation in steps.undrain:
+            await self._mark(incarnation, draining=False)
+        for node_id, version in steps.end:
+            log.info("the host of version %r on node %s is empty, and is ended", version, node_id[:12])
+            prefix = host_prefix_on(self._spec.app_name, node_id, version)
+            await ray_adapter.on_thread(partial(ray_adapter.kill_all, prefix))
+        await self._sweep_actors(live)
 
-    async def _start_host(self, node: ray_adapter.Node, coordination: Coordination) -> None:
+    async def _sweep_actors(self, live: Sequence[HostRow]) -> None:
+        """Once no live host is of another version, end what is left of such: hosts that did not start, stopped ones."""
+        if any(host.version != self._spec.version for host in live):
+            self._swept = False
+        elif not self._swept:
+            prefix, ours = host_prefix(self._spec.app_name), version_part(self._spec.version)
+            await ray_adapter.on_thread(partial(ray_adapter.kill_all, prefix, but=ours))
+            self._swept = True
+
+    async def _mark(self, incarnation: int, *, draining: bool) -> None:
+        assert self._store is not None
+        assert self._coordination is not None
+        log.info("host %d %s", incarnation, "drains" if draining else "may have shards again")
+        await self._store.set_draining(incarnation, draining)
+        self._coordination.poke()
+
+    async def _start_host(self, node: ray_adapter.Node, store: Store, coordination: Coordination) -> None:
         try:
-            handle = await self._create_host(node)
+            handle = await self._create_host(node, store)
             if handle is None:
                 return
             await ray_adapter.on_thread(
                 lambda: ray_adapter.ask(handle, "info", timeout_s=HOST_START_TIMEOUT_S), HOST_START_TIMEOUT_S + 5
             )
-            self._problem = ""
+            self._problems.pop(node.id, None)
             coordination.poke()
         except AtollError as error:
-            self._problem = f"the host on node {node.hostname} ({node.address}) does not start: {error}"
-            log.warning("%s", self._problem)  # the next look ends what is left of it, and tries again
+            problem = f"the host on node {node.hostname} ({node.address}) does not start: {error}"
+            self._problems[node.id] = problem
+            log.warning("%s", problem)  # the next look ends what is left of it, and tries again
             await asyncio.sleep(RETRY_S)
         finally:
             del self._starting[node.id]
+            self._ports.pop(node.id, None)
 
-    async def _create_host(self, node: ray_adapter.Node) -> Any:
-        """The handle of a new host's Ray actor, None when the app is being stopped. Whatever Ray actor of ours is left
-        on that node is ended first: one that was condemned but was stopped, one that a dead coordinator had begun."""
+    async def _create_host(self, node: ray_adapter.Node, store: Store) -> Any:
+        """The handle of a new host's Ray actor, None when the app is being stopped. Whatever Ray actor of ours and of
+        our version is left on that node is ended first: one that was condemned but was stopped, one that a dead
+        coordinator had begun."""
         async with self._creating:  # so that `stop` can wait for what is under way
             if self._stopping:
                 return None
-            prefix = f"{host_prefix(self._spec.app_name)}{node.id[:12]}/"
+            prefix = host_prefix_on(self._spec.app_name, node.id, self._spec.version)
             name = f"{prefix}{secrets.token_hex(4)}"
-            spec_json = msgspec.json.encode(self._host_spec(node))
+            spec_json = msgspec.json.encode(self._host_spec(node, await store.hosts()))
 
             def create() -> Any:
                 ray_adapter.kill_all(prefix)
@@ -274,11 +351,12 @@ class CoordinatorActor:
 
             return await ray_adapter.on_thread(create)
 
-    def _host_spec(self, node: ray_adapter.Node) -> HostSpec:
+    def _host_spec(self, node: ray_adapter.Node, hosts: Sequence[HostRow]) -> HostSpec:
         spec = self._spec
         port = 0
         if spec.port:
-            taken = {port for at, port in self._ports.items() if at != node.id}
+            taken = {split_address(host.address)[1] for host in hosts if host.state is HostState.LIVE}
+            taken.update(self._ports.values())
             port = self._ports[node.id] = next(port for port in itertools.count(spec.port) if port not in taken)
         return HostSpec(
             app=spec.app,
@@ -291,31 +369,119 @@ class CoordinatorActor:
             bind=node.address,
             port=port,
             node=node.id,
+            version=spec.version,
         )
 
     # ---- asked through Ray -----------------------------------------------------------------------------------------
 
     def problem(self) -> str:
         """Why the app is not up, empty when nothing is known to be wrong."""
-        return self._problem
+        return next(iter(list(self._problems.values())), "")
+
+    def launch(self) -> bytes:
+        """A `Launch` as JSON: what this coordinator was made from, and the nodes that are drained now."""
+        spec = msgspec.structs.replace(self._spec, drained=tuple(sorted(self._drained)))
+        return msgspec.json.encode(Launch(spec, ray_adapter.this_runtime_env()))
 
     def ownership(self) -> dict[str, Any] | None:
-        """Living hosts and shards as the store has them now; None while the store is not opened yet."""
+        """Living hosts, shards and moves under way as the store has them now; None while it is not opened yet."""
         found: dict[str, Any] | None = self._own.ask(self._ownership()).result()
         return found
 
     async def _ownership(self) -> dict[str, Any] | None:
-        if self._store is None:
+        if self._store is None or self._coordination is None:
             return None
-        shards = await self._store.shards()
         return {
-            "shards": len(shards),
+            "version": self._spec.version,
+            "shards": len(await self._store.shards()),
             "hosts": [
-                {"incarnation": host.incarnation, "address": host.address, "node": host.node}
+                {
+                    "incarnation": host.incarnation,
+                    "address": host.address,
+                    "node": host.node,
+                    "version": host.version,
+                    "draining": host.draining,
+                }
                 for host in await self._store.hosts()
                 if host.state is HostState.LIVE
             ],
+            "moves": self._coordination.moves(),
         }
+
+    def shards(self) -> list[dict[str, Any]] | None:
+        """Every shard's row in the store: `shard`, `state`, `owner` and `address` (who has it, or is to claim it),
+        `epoch`, `target` and `position`; None while the store is not opened yet."""
+        found: list[dict[str, Any]] | None = self._own.ask(self._shards()).result()
+        return found
+
+    async def _shards(self) -> list[dict[str, Any]] | None:
+        if self._store is None:
+            return None
+        addresses = {host.incarnation: host.address for host in await self._store.hosts()}
+        rows = []
+        for row in await self._store.shards():
+            owner = row.assigned if row.owner is None else row.owner
+            rows.append(
+                {
+                    "shard": row.shard,
+                    "state": row.state.value,
+                    "owner": owner,
+                    "address": None if owner is None else addresses.get(owner),
+                    "epoch": row.epoch,
+                    "target": row.target,
+                    "position": row.position,
+                }
+            )
+        return rows
+
+    def drain(self, node: str, draining: bool) -> dict[str, Any]:
+        """Drain the hosts of a node, or undo that; it may be asked for again. Returns how many shards are left on the
+        node (`shards`), how many hosts are being started there (`starting`), and why it cannot be (`refused`)."""
+        found: dict[str, Any] = self._own.ask(self._drain(node, draining=draining)).result()
+        return found
+
+    async def _drain(self, node: str, *, draining: bool) -> dict[str, Any]:
+        if self._store is None or self._coordination is None:
+            raise ray_adapter.RayProblem("the coordinator is only starting: try again")
+        refused = ""
+        try:
+            live = [host for host in await self._store.hosts() if host.state is HostState.LIVE]
+            ours = [host for host in live if host.node == node]
+            others = [host for host in live if host.node != node and not host.draining]
+            if draining and node not in self._drained and not others:
+                refused = "no other host could take its shards over, let a node join first"
+                return {"shards": 0, "starting": 0, "refused": refused}
+            (self._drained.add if draining else self._drained.discard)(node)
+            for host in ours:
+                if host.draining != draining and (draining or host.version == self._spec.version):
+                    await self._mark(host.incarnation, draining=draining)
+            rows = await self._store.shards()
+        except StoreError as error:
+            raise ray_adapter.RayProblem(f"the store does not answer: {error}") from None
+        incarnations = {host.incarnation for host in ours}
+        return {
+            "shards": sum(bool({row.owner, row.assigned} & incarnations) for row in rows),
+            "starting": int(node in self._starting),
+            "refused": refused,
+        }
+
+    def pending(self) -> dict[str, int] | None:
+        """How much the tables hold that goes on with the next start: `commands`, `messages`, `dead_letters`. All there
+        is, once every shard was given back. None while the store is not opened yet."""
+        found: dict[str, int] | None = self._own.ask(self._pending()).result()
+        return found
+
+    async def _pending(self) -> dict[str, int] | None:
+        if self._store is None:
+            return None
+        numbers = [row.shard for row in await self._store.shards()]
+        commands = messages = letters = 0
+        for first in range(0, len(numbers), PENDING_SHARDS):
+            for work in await self._store.read_pending(numbers[first : first + PENDING_SHARDS]):
+                commands += sum(mailbox.entries for mailbox in work.mailboxes)
+                messages += len(work.outbox)
+                letters += work.dead_letters
+        return {"commands": commands, "messages": messages, "dead_letters": letters}
 
     def stop(self) -> None:
         """Make no more hosts, and give no shard to anybody any more; the process is ended by whoever asked."""

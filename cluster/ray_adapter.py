@@ -8,11 +8,12 @@ on it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,6 +25,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ..actors.errors import AtollError
 
 T = TypeVar("T")
+
+log = logging.getLogger("atoll.ray")
 
 NAMESPACE = "atoll"
 GCS_TIMEOUT_S = 5.0
@@ -47,6 +50,9 @@ class Node(msgspec.Struct, frozen=True):
     """Its IP address."""
     hostname: str
     head: bool
+    resources: Mapping[str, float] = {}
+    """All it has, in use or not."""
+    labels: Mapping[str, str] = {}
 
 
 def connect(address: str | None, ship: str | None = None) -> None:
@@ -103,10 +109,33 @@ def nodes() -> list[Node]:
             address=entry["NodeManagerAddress"],
             hostname=entry["NodeManagerHostname"],
             head=HEAD_RESOURCE in entry["Resources"],
+            resources=entry["Resources"],
+            labels=entry["Labels"],
         )
         for entry in ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own signature lacks types
         if entry["Alive"]
     ]
+
+
+def draining_nodes() -> frozenset[str]:
+    """IDs of nodes that Ray is about to lose: a preemption notice, its autoscaler, `ray drain-node`, or (2.60) a
+    SIGTERM to `ray start --block`. Ray never takes that back, and ends such a node when nothing of it is used.
+
+    There is no public way to ask (2.60: `ray.nodes()` and the state API say nothing of it). This is what Ray Train
+    asks, a dict from ID to deadline since 2.10. Where it is not there any more: none, and a warning.
+    """
+    try:
+        from ray._private.state import state  # noqa: PLC0415 - not Ray's public API: it may be gone
+
+        return frozenset(state.get_draining_nodes())
+    except (ImportError, AttributeError, TypeError) as error:
+        _cannot_tell(str(error))
+        return frozenset()
+
+
+@functools.cache
+def _cannot_tell(reason: str) -> None:
+    log.warning("this version of Ray does not tell which nodes it drains; use `atoll drain` (%s)", reason)
 
 
 def this_node() -> str:
@@ -128,9 +157,28 @@ def find(name: str) -> Any | None:
         return None
 
 
-def create(actor_class: Any, name: str, *args: Any, node: str | None, restarts: int, concurrency: int = 16) -> Any:
+def this_runtime_env() -> dict[str, Any]:
+    """Where the code of this Ray actor comes from: what Ray actors that it makes will have too."""
+    return dict(ray.get_runtime_context().runtime_env)
+
+
+def was_restarted() -> bool:
+    """True when Ray has made this Ray actor anew after its process ended."""
+    return bool(ray.get_runtime_context().was_current_actor_reconstructed)
+
+
+def create(
+    actor_class: Any,
+    name: str,
+    *args: Any,
+    node: str | None,
+    restarts: int,
+    concurrency: int = 16,
+    runtime_env: Mapping[str, Any] | None = None,
+) -> Any:
     """Create a detached Ray actor. `node`: the only node it may run on; None: the head node, because a coordinator
-    anywhere else would be missed for as long as Ray needs to notice that its node died. Raises `NameTaken`."""
+    anywhere else would be missed for as long as Ray needs to notice that its node died. `runtime_env`: None for the
+    maker's own. Raises `NameTaken`."""
     options: dict[str, Any] = {
         "name": name,
         "namespace": NAMESPACE,
@@ -139,6 +187,8 @@ def create(actor_class: Any, name: str, *args: Any, node: str | None, restarts: 
         "max_restarts": restarts,
         "max_concurrency": concurrency,
     }
+    if runtime_env:
+        options["runtime_env"] = dict(runtime_env)
     if node is None:
         options["resources"] = {HEAD_RESOURCE: 0.001}
     else:
@@ -165,6 +215,8 @@ def ask_all(handles: Sequence[Any], method: str, *args: Any, timeout_s: float = 
     asked = [getattr(handle, method).remote(*args) for handle in handles]
     answered, _ = ray.wait(asked, num_returns=len(asked), timeout=timeout_s) if asked else ([], [])
     ready = set(answered)
+    for late in set(asked) - ready:  # Ray would print its error, when it comes, since nobody has looked at it
+        late.future().add_done_callback(lambda done: done.exception())
     return [
         _answer(one) if one in ready else RayProblem(f"no answer to {method!r} within {timeout_s:g} s") for one in asked
     ]
@@ -192,9 +244,11 @@ def kill(handle: Any) -> None:
     ray.kill(handle, no_restart=True)
 
 
-def kill_all(prefix: str) -> int:
-    """End every Ray actor of ours whose name begins with `prefix`; return how many there were."""
-    handles = [handle for name in names(prefix) if (handle := find(name)) is not None]
+def kill_all(prefix: str, *, but: str | None = None) -> int:
+    """End every Ray actor of ours whose name begins with `prefix` (and does not contain `but`); return how many there
+    were."""
+    ended = [name for name in names(prefix) if but is None or but not in name]
+    handles = [handle for name in ended if (handle := find(name)) is not None]
     for handle in handles:
         kill(handle)
     return len(handles)

@@ -1,7 +1,8 @@
 """Starting and stopping an app on a Ray cluster, as one step that is done or undone.
 
-checks (app, store, Ray, not running yet, machines)  ->  token file  ->  coordinator  ->  hosts  ->  every shard served
-                                                               any failure: coordinator and hosts are ended again
+checks (app, store, Ray, what runs, nodes)  ->  token file  ->  coordinator  ->  hosts  ->  every shard served
+                                      |              any failure: coordinator and hosts are ended again
+                                      `- runs with another version: upgrading.py
 
 Nothing is written or started before everything has been checked that can be checked from here.
 """
@@ -12,11 +13,8 @@ import asyncio
 import contextlib
 import logging
 import secrets
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +22,19 @@ import msgspec
 
 from ..actors.app import App
 from ..actors.errors import AtollError
+from ..actors.requirements import Requirements, unmet
 from ..actors.settings import Settings
 from ..persistence.open import open_store
 from ..persistence.sqlite import SQLiteStore
 from .loading import load_app
 from .log_format import asked_format
+from .signals import end_on_sigterm, undisturbed
 from .token import make_token_file, read_token_file, token_file
 
 if TYPE_CHECKING:
     from .ray_adapter import Node
+    from .ray_status import Stopped
 
-LOOK_S = 0.05
 STOP_TIMEOUT_S = 30.0
 LOG_VARIABLE = "ATOLL_LOG"
 
@@ -58,8 +58,10 @@ def start_app(
     ship: bool,
     timeout_s: float,
     environment: Mapping[str, str],
+    tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Returns the app's status (see `ray_status.status`).
+    """Start it, or replace the version of it that runs. Returns the app's status (see `ray_status.status`). `tell` is
+    told what is still missing.
 
     Raises `AppImportError`, `ValueError` for a store, setting or log level that cannot be, `StartRefused` or another
     `AtollError`, `OSError` when the store's folder cannot be used.
@@ -76,21 +78,24 @@ def start_app(
     if folder.exists():
         asyncio.run(_try_store(url, app, settings))
 
-    from . import ray_adapter, ray_status  # noqa: PLC0415 - Ray takes half a second to import: not before these checks
+    from . import ray_adapter, ray_status, upgrading  # noqa: PLC0415 - Ray takes half a second to import: check first
     from .discovery import coordinator_name  # noqa: PLC0415
     from .ray_actors import ClusterSpec, CoordinatorActor  # noqa: PLC0415
 
     ray_adapter.connect(address, app_dir if ship else None)
-    _end_on_sigterm()
+    end_on_sigterm()
     try:
-        if app.name in ray_status.apps():
+        before = upgrading.running(app.name) if app.name in ray_status.apps() else None
+        if before is not None and before.coordinator and before.version == app.version:
             raise StartRefused(_runs_already(app.name))
-        nodes = ray_adapter.nodes()
+        nodes = [node for node in ray_adapter.nodes() if node.id not in ray_adapter.draining_nodes()]
         refuse_several_machines(nodes)
+        nodes = suitable(nodes, app.requires)
         asyncio.run(_try_store(url, app, settings))
         spec = ClusterSpec(
             app=app_path,
             app_name=app.name,
+            version=app.version,
             app_dir=str(Path(app_dir).resolve()),
             ship=ship,
             store=url,
@@ -100,20 +105,33 @@ def start_app(
             hosts_wanted=len(nodes),
             log_level=log_level,
             log_format=log_format,
+            requires=dict(app.requires),
         )
+        if before is not None:
+            hosts = sum(node.id not in before.drained for node in nodes)
+            return upgrading.upgrade(before, spec, hosts, timeout_s, tell)
         try:
             ray_adapter.create(
                 CoordinatorActor, coordinator_name(app.name), msgspec.json.encode(spec), node=None, restarts=-1
             )
-            return _wait_until_served(app.name, len(nodes), timeout_s)
+            return _until_served(app.name, len(nodes), timeout_s, tell)
         except ray_adapter.NameTaken:  # another start was faster: what runs is not ours to end
             raise StartRefused(_runs_already(app.name)) from None
         except BaseException:
-            with _undisturbed():
+            with undisturbed():
                 ray_status.end_all(app.name)
             raise
     finally:
         ray_adapter.disconnect()
+
+
+def suitable(nodes: Sequence[Node], required: Requirements) -> list[Node]:
+    """Those that have what the app requires. Raises `StartRefused` when there is none."""
+    found = [node for node in nodes if not unmet(required, node.resources, node.labels)]
+    if not found:
+        asked = ", ".join(unmet(required, {}, {}))
+        raise StartRefused(f"no node of this Ray cluster has what the app requires: {asked}")
+    return found
 
 
 def refuse_several_machines(nodes: Sequence[Node]) -> None:
@@ -154,62 +172,41 @@ def _token_path(folder: Path, environment: Mapping[str, str]) -> Path:
     return path.absolute()
 
 
-def _wait_until_served(app_name: str, hosts: int, timeout_s: float) -> dict[str, Any]:
+def _until_served(app_name: str, hosts: int, timeout_s: float, tell: Callable[[str], None]) -> dict[str, Any]:
     from . import ray_adapter, ray_status  # noqa: PLC0415 - as above
 
-    deadline = time.monotonic() + timeout_s
-    problem = "the coordinator does not answer"
-    while time.monotonic() < deadline:
-        found = ray_status.status(app_name)
+    def missing(found: dict[str, Any]) -> str:
         if found["problem"]:
             raise StartRefused(found["problem"])
-        if found["coordinator"]:
-            up = sum(host["state"] == "live" for host in found["hosts"])
-            # a node may be lost meanwhile, and Ray may take 15 s to say so
-            if 0 < found["shards"] == found["served"] and up >= min(hosts, len(ray_adapter.nodes())):
-                return found
-            problem = f"{found['served']} of {found['shards']} shards are served by {up} hosts"
-        time.sleep(LOOK_S)
-    raise StartRefused(f"{app_name!r} did not come up within {timeout_s:g} s ({problem}); it was stopped again")
+        up = sum(host["state"] == "live" for host in found["hosts"])
+        # a node may be lost meanwhile, and Ray may take 15 s to say so
+        if 0 < found["shards"] == found["served"] and up >= min(hosts, len(ray_adapter.nodes())):
+            return ""
+        return f"{found['served']} of {found['shards']} shards are served by {up} hosts"
+
+    try:
+        return ray_status.until(app_name, missing, time.monotonic() + timeout_s, tell)
+    except ray_status.Late as error:
+        raise StartRefused(
+            f"{app_name!r} did not come up within {timeout_s:g} s ({error}); it was stopped again"
+        ) from None
 
 
-def _end_on_sigterm() -> None:
-    """Undo on SIGTERM as on Ctrl-C. Ray has put a handler of its own there, which writes a stack trace first."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+def stop_app(app_name: str, address: str | None) -> Stopped:
+    """End it; its store stays."""
+    from . import ray_status  # noqa: PLC0415 - as above
+
+    with in_ray(address):
+        return ray_status.stop(app_name, STOP_TIMEOUT_S)
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """A second Ctrl-C must not stop the undoing half way. It takes a second, at most `GONE_TIMEOUT_S`."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def stop_app(app_name: str, address: str | None) -> bool:
-    """True when every host gave all its shards back."""
-    from . import ray_adapter, ray_status  # noqa: PLC0415 - as above
+def in_ray(address: str | None) -> Iterator[None]:
+    """With a connection to the Ray cluster at `address`."""
+    from . import ray_adapter  # noqa: PLC0415 - as above
 
     ray_adapter.connect(address)
     try:
-        return ray_status.stop(app_name, STOP_TIMEOUT_S)
-    finally:
-        ray_adapter.disconnect()
-
-
-def look(app_name: str | None, address: str | None) -> dict[str, Any]:
-    """The app's status, or without a name `{"apps": [...]}`: those that run."""
-    from . import ray_adapter, ray_status  # noqa: PLC0415 - as above
-
-    ray_adapter.connect(address)
-    try:
-        return {"apps": ray_status.apps()} if app_name is None else ray_status.status(app_name)
+        yield
     finally:
         ray_adapter.disconnect()

@@ -31,6 +31,7 @@ from ..sharding.messages import (
     Call,
     Credit,
     Goodbye,
+    Load,
     Message,
     Moved,
     Natural,
@@ -140,10 +141,10 @@ Decoder = msgspec.msgpack.Decoder[Any]
 """Of a list of messages. Which ones, the constants below say."""
 
 HANDSHAKE: Decoder = msgspec.msgpack.Decoder(list[HandshakeMessage])
-FROM_CLIENT: Decoder = msgspec.msgpack.Decoder(list[Call | Ping | Pong | Goodbye])
+FROM_CLIENT: Decoder = msgspec.msgpack.Decoder(list[Call | Poke | Ping | Pong | Goodbye])
 FROM_COORDINATOR: Decoder = msgspec.msgpack.Decoder(list[Poke | Ping | Pong | Goodbye])
 FROM_HOST: Decoder = msgspec.msgpack.Decoder(
-    list[Answer | Moved | OutOfOrder | TableUpdate | Credit | Ping | Pong | Goodbye]
+    list[Answer | Moved | OutOfOrder | TableUpdate | Credit | Poke | Load | Ping | Pong | Goodbye]
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -96,10 +96,15 @@ class MemoryStore:
         pass
 
     # ---- hosts and leases ------------------------------------------------------------------------------------
-    async def register_host(self, address: str, node: str, process: ProcessIdentity | None) -> int:
+    async def register_host(
+        self, address: str, node: str, process: ProcessIdentity | None, *, version: str = "", weight: float = 1.0
+    ) -> int:
+        weight = ownership.checked_weight(weight)
         incarnation = len(self._hosts) + 1
         self._logs[incarnation] = _Log()
-        self._hosts[incarnation] = HostRow(incarnation, address, HostState.LIVE, 0, node, process)
+        self._hosts[incarnation] = HostRow(
+            incarnation, address, HostState.LIVE, 0, node, process, version=version, weight=weight
+        )
         return incarnation
 
     async def renew(self, incarnation: int) -> bool:
@@ -125,8 +130,17 @@ class MemoryStore:
         self._hosts[incarnation] = replace(row, state=state)
         return state is not HostState.LIVE
 
+    async def set_draining(self, incarnation: int, draining: bool) -> bool:
+        if not self._is_live(incarnation):
+            return False
+        self._hosts[incarnation] = replace(self._hosts[incarnation], draining=draining)
+        return True
+
     def _is_live(self, incarnation: int) -> bool:
         return incarnation in self._hosts and self._hosts[incarnation].state is HostState.LIVE
+
+    def _is_eligible(self, incarnation: int | None) -> bool:
+        return incarnation is not None and ownership.eligible(self._hosts.get(incarnation))
 
     # ---- ownership -------------------------------------------------------------------------------------------
     async def shards(self) -> list[ShardRow]:
@@ -136,7 +150,16 @@ class MemoryStore:
         changed = set()
         for assignment in assignments:
             row = ownership.assigned(self._row(assignment.shard), assignment)
-            if row is not None and self._is_live(assignment.incarnation):
+            if row is not None and self._is_eligible(assignment.incarnation):
+                self._shards[row.shard] = row
+                changed.add(row.shard)
+        return frozenset(changed)
+
+    async def move(self, moves: Sequence[Assignment]) -> frozenset[int]:
+        changed = set()
+        for move in moves:
+            row = ownership.moved(self._row(move.shard), move)
+            if row is not None and (row.target is None or self._is_eligible(row.target)):
                 self._shards[row.shard] = row
                 changed.add(row.shard)
         return frozenset(changed)
@@ -219,7 +242,9 @@ class MemoryStore:
             for commit in ownership.fresh_commits(row, write.end):
                 tables.history.append(commit)
                 tables.history_by_entity.setdefault((commit.kind, commit.id), []).append(commit)
-            self._shards[write.shard] = ownership.ended(row, incarnation, write.end)
+            self._shards[write.shard] = ownership.ended(
+                row, incarnation, write.end, target_eligible=self._is_eligible(row.target)
+            )
 
     def _tables_of(self, shard: int) -> _Tables:
         return self._tables[ownership.checked_shard(shard, len(self._tables))]

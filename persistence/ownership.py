@@ -1,18 +1,21 @@
 """The life of a shard's row and of a host's state, as functions. Pure: the stores perform what is decided here.
 
-    FREE --assign*--> ASSIGNED --claim--> OWNED --release*--> FREE         (* epoch + 1)
-                        |   ^               |
-                        +---+ assign*       +--assign*--> ASSIGNED
+    FREE --assign*--> ASSIGNED --claim--> OWNED --release*--> FREE, or ASSIGNED to its target      (* epoch + 1)
+                        |   ^             |  | ^
+                        +---+ assign*     |  +-+ move: sets or clears its target
+                                          +--assign*--> ASSIGNED
 
-Whether an incarnation is LIVE stands in another row, so the store looks that up before it asks here.
+What a host's row says stands elsewhere: the store looks whether it is LIVE or eligible, and tells.
 """
 
 from __future__ import annotations
 
+import math
+
 from msgspec.structs import replace
 
 from .records import Commit
-from .spi import Assignment, CheckpointEnd, HostState, ShardRow, ShardState
+from .spi import Assignment, CheckpointEnd, HostRow, HostState, ShardRow, ShardState
 
 
 def checked_shard(shard: int, shards: int) -> int:
@@ -20,6 +23,18 @@ def checked_shard(shard: int, shards: int) -> int:
     if not 0 <= shard < shards:
         raise ValueError(f"shard {shard} does not exist: this store has shards 0 to {shards - 1}")
     return shard
+
+
+def checked_weight(weight: float) -> float:
+    """Return `weight` if shares can be computed from it, else raise `ValueError`."""
+    if not (math.isfinite(weight) and weight > 0):
+        raise ValueError(f"a host's weight is a finite number above 0, not {weight}")
+    return weight
+
+
+def eligible(host: HostRow | None) -> bool:
+    """Whether shards may be given to the host with this row (None: it has none)."""
+    return host is not None and host.state is HostState.LIVE and not host.draining
 
 
 def unowned(shard: int) -> ShardRow:
@@ -32,8 +47,17 @@ def assigned(row: ShardRow, assignment: Assignment) -> ShardRow | None:
     if row.epoch != assignment.expected_epoch:
         return None
     return replace(
-        row, state=ShardState.ASSIGNED, epoch=row.epoch + 1, assigned=assignment.incarnation, owner=None
+        row, state=ShardState.ASSIGNED, epoch=row.epoch + 1, assigned=assignment.incarnation, owner=None, target=None
     )  # owners and p stay: what was not released must still be sealed and read
+
+
+def moved(row: ShardRow, move: Assignment) -> ShardRow | None:
+    """The row after the move, or None when that changes nothing: it was decided on another epoch, nobody owns the
+    shard, or it says so already. Without a `target` it needs no eligible host: the shard stays where it is."""
+    if row.epoch != move.expected_epoch or row.state is not ShardState.OWNED:
+        return None
+    target = None if move.incarnation == row.owner else move.incarnation
+    return None if target == row.target else replace(row, target=target)
 
 
 def claimed(row: ShardRow, incarnation: int, epoch: int) -> ShardRow | None:
@@ -65,18 +89,21 @@ def fresh_commits(row: ShardRow, end: CheckpointEnd) -> tuple[Commit, ...]:
     return tuple(commit for commit in end.commits if commit.position > row.position)
 
 
-def ended(row: ShardRow, incarnation: int, end: CheckpointEnd) -> ShardRow:
-    """The row after the last part of a checkpoint; with `release` the shard is nobody's."""
+def ended(row: ShardRow, incarnation: int, end: CheckpointEnd, *, target_eligible: bool) -> ShardRow:
+    """The row after the last part of a checkpoint. With `release` the shard is its target's to claim, and nobody's
+    when it has none or the target is not eligible (any more)."""
     position = max(row.position, end.position)
     if end.release:
+        heir = row.target if target_eligible else None
         return replace(
             row,
-            state=ShardState.FREE,
+            state=ShardState.FREE if heir is None else ShardState.ASSIGNED,
             epoch=row.epoch + 1,
-            assigned=None,
+            assigned=heir,
             owner=None,
             owners=(),
             position=position,
+            target=None,
         )
     return replace(row, owners=(incarnation,), position=position)
 

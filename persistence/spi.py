@@ -12,11 +12,14 @@ A store holds six things:
 
 Life of a shard's row (`epoch` grows by one with each *):
 
-    FREE --assign*--> ASSIGNED --claim--> OWNED --release*--> FREE
-                        |   ^               |
-                        +---+ assign*       +--assign*--> ASSIGNED        (its owner was condemned)
+    FREE --assign*--> ASSIGNED --claim--> OWNED --release*--> FREE, or ASSIGNED to its target
+                        |   ^             |  | ^
+                        +---+ assign*     |  +-+ move               (sets or clears its target: where it is wanted)
+                                          +--assign*--> ASSIGNED    (its owner was condemned)
 
-Life of a host's row:   LIVE --condemn--> GONE --seal--> SEALED           (a seal alone also ends it: LIVE -> SEALED)
+Life of a host's row:   LIVE --condemn--> GONE --seal--> SEALED     (a seal alone also ends it: LIVE -> SEALED)
+
+A host is *eligible* for shards while it is LIVE and not draining. A draining one works on with what it has.
 
 All methods may be called from any task of the loop that opened the store, concurrently. A method that raises
 `StoreUnavailable` may or may not have taken effect; all of them may be repeated with the same arguments. Nothing here
@@ -77,6 +80,12 @@ class HostRow(msgspec.Struct, frozen=True):
     node: str
     """The node as the cluster names it."""
     process: ProcessIdentity | None
+    draining: bool = False
+    """It is to be given nothing more; what it has is moved away while it works on."""
+    version: str = ""
+    """The version of the app that it runs."""
+    weight: float = 1.0
+    """Its share of the shards, as a ratio to the others' weights. Above 0."""
 
 
 class ShardRow(msgspec.Struct, frozen=True):
@@ -91,9 +100,13 @@ class ShardRow(msgspec.Struct, frozen=True):
     """Incarnations that owned it and have not released it, the newest last: what a successor seals."""
     position: int
     """p: the tables are complete up to this position."""
+    target: int | None = None
+    """The incarnation that it is to be moved to (OWNED, never the owner itself)."""
 
 
 class Assignment(msgspec.Struct, frozen=True):
+    """A decision on one shard: whose it becomes (`Store.assign`), or where it is wanted (`Store.move`)."""
+
     shard: int
     expected_epoch: int
     """The epoch that the decision was made on; another one there makes it void."""
@@ -108,7 +121,7 @@ class CheckpointEnd(msgspec.Struct, frozen=True):
     commits: tuple[Commit, ...] = ()
     """Events of event-sourced entities above the former p, in order of position: one packed history row."""
     release: bool = False
-    """True: also give the shard up (state FREE, owners (), epoch + 1). See `checkpoint`."""
+    """True: also give the shard up, to its target if it has one. See `checkpoint`."""
 
 
 class TableWrite(msgspec.Struct, frozen=True):
@@ -179,9 +192,12 @@ class Store(Protocol):
         ...
 
     # ---- hosts and leases ------------------------------------------------------------------------------------
-    async def register_host(self, address: str, node: str, process: ProcessIdentity | None) -> int:
-        """Return a new incarnation: greater than every earlier one, its row LIVE with renewals 0, its log created
-        empty *before* the row is visible, and never created again."""
+    async def register_host(
+        self, address: str, node: str, process: ProcessIdentity | None, *, version: str = "", weight: float = 1.0
+    ) -> int:
+        """Return a new incarnation: greater than every earlier one, its row LIVE with renewals 0 and not draining, its
+        log created empty *before* the row is visible, and never created again. A weight that is not a finite number
+        above 0 raises `ValueError`."""
         ...
 
     async def renew(self, incarnation: int) -> bool:
@@ -200,6 +216,11 @@ class Store(Protocol):
         """LIVE -> GONE if its renewals are still `renewals`. True when it is GONE or SEALED afterwards."""
         ...
 
+    async def set_draining(self, incarnation: int, draining: bool) -> bool:
+        """Say in its row whether it drains. False when it is not LIVE (or unknown), and nothing changes; a repeat
+        is True again. Moves nothing by itself: whoever decides on shards reads it."""
+        ...
+
     # ---- ownership -------------------------------------------------------------------------------------------
     async def shards(self) -> list[ShardRow]:
         """All rows in order of shard, as of one instant."""
@@ -207,15 +228,26 @@ class Store(Protocol):
 
     async def assign(self, assignments: Sequence[Assignment]) -> frozenset[int]:
         """One transaction. Each shard whose epoch is still `expected_epoch`: state ASSIGNED, `assigned` set, `owner`
-        None, epoch + 1, `owners` and p as they were. Return the shards that changed. An assignment to an incarnation
-        whose row is not LIVE changes nothing. The caller first condemns an owner that has not released."""
+        None, `target` None, epoch + 1, `owners` and p as they were. Return the shards that changed. An assignment to an
+        incarnation that is not eligible changes nothing. The caller first condemns an owner that has not released."""
+        ...
+
+    async def move(self, moves: Sequence[Assignment]) -> frozenset[int]:
+        """One transaction. Each shard that is OWNED at exactly `expected_epoch`: `target` becomes the incarnation; all
+        else stays, the epoch too. A target that is not eligible changes nothing. A move to the present owner takes the
+        target away (the move is called off), whatever the owner's row says. Return the shards whose row changed: one
+        that is wanted there already is not among them.
+
+        A target is a wish. The owner sees it when it looks, and gives the shard up in its own time, by a checkpoint
+        with `release`. Of two wishes at one epoch the later one stands."""
         ...
 
     async def claim(self, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[ShardRow]:
         """One transaction. Each (shard, epoch) that is ASSIGNED to `incarnation` at exactly that epoch becomes OWNED by
         it, and it is appended to `owners` (once). Return the new rows of those that were taken, with the `owners` in
         which every entry but the last must be sealed before anything of the shard is read. A claim by an incarnation
-        that is not LIVE takes nothing. A repeat of a claim that took effect returns the row again."""
+        that is not LIVE takes nothing; one that drains may take what it was assigned before. A repeat of a claim that
+        took effect returns the row again."""
         ...
 
     # ---- the log ---------------------------------------------------------------------------------------------
@@ -254,8 +286,10 @@ class Store(Protocol):
         whole, its floor never lowered; a named reply is written once. Mailbox entries, messages, timers and dead
         letters have nothing that tells old from new: the owner alone writes them, one checkpoint after the other, and
         a row replaces the one that stands there. With `end`: the history row and its index by
-        entity are added, p becomes `end.position` (never less than before), `owners` becomes (incarnation,), or with
-        `release` the shard becomes FREE with owners () and epoch + 1."""
+        entity are added, p becomes `end.position` (never less than before), and `owners` becomes (incarnation,).
+
+        A `release` leaves no owner: `owner` and `target` None, `owners` (), epoch + 1, and the shard becomes ASSIGNED
+        to the target that it had, if that is eligible at this moment, else FREE."""
         ...
 
     async def read_entity(self, shard: int, kind: str, id: str) -> EntityRow | None: ...

@@ -3,9 +3,9 @@
     thread      connection to            does
     log         logs/N.db of our own     appends: the hot path, alone with its file
     logs        logs/N.db of others      seals, reads tails, drops rows
-    writer      tables.db                assign, claim, checkpoint
+    writer      tables.db                assign, move, claim, checkpoint
     reader      tables.db                activations, ownership polls
-    leases      leases.db                renewals, condemnations, sessions
+    leases      leases.db                renewals, condemnations, draining, sessions
 
 Hosts never meet on a commit: each incarnation has a log file of its own. They meet in tables.db (background work in
 small transactions) and in leases.db (a few rows). SQL never runs on an event loop, and every method may be called from
@@ -116,7 +116,10 @@ class SQLiteStore:
         return self._open
 
     # ---- hosts and leases ------------------------------------------------------------------------------------
-    async def register_host(self, address: str, node: str, process: ProcessIdentity | None) -> int:
+    async def register_host(
+        self, address: str, node: str, process: ProcessIdentity | None, *, version: str = "", weight: float = 1.0
+    ) -> int:
+        weight = ownership.checked_weight(weight)
         if process is not None and process.started > _WALL_CLOCK_S:
             raise ValueError(
                 "ProcessIdentity.started counts from boot: make it with persistence.process.this_process()"
@@ -124,7 +127,7 @@ class SQLiteStore:
         threads = self._threads
         incarnation = await threads.leases.run(Leases.reserve_incarnation)
         await threads.own_logs.run(OwnLogs.create, incarnation)
-        row = HostRow(incarnation, address, HostState.LIVE, 0, node, process)
+        row = HostRow(incarnation, address, HostState.LIVE, 0, node, process, version=version, weight=weight)
         await threads.leases.run(Leases.add_host, row)
         self._registered.add(incarnation)
         return incarnation
@@ -152,6 +155,9 @@ class SQLiteStore:
     async def condemn(self, incarnation: int, renewals: int) -> bool:
         return await self._threads.leases.run(Leases.condemn, incarnation, renewals)
 
+    async def set_draining(self, incarnation: int, draining: bool) -> bool:
+        return await self._threads.leases.run(Leases.set_draining, incarnation, draining)
+
     # ---- ownership -------------------------------------------------------------------------------------------
     async def shards(self) -> list[ShardRow]:
         return await self._threads.reader.run(read_shards)
@@ -159,6 +165,10 @@ class SQLiteStore:
     async def assign(self, assignments: Sequence[Assignment]) -> frozenset[int]:
         self._check_shards(assignment.shard for assignment in assignments)
         return await self._threads.writer.run(TablesWriter.assign, assignments)
+
+    async def move(self, moves: Sequence[Assignment]) -> frozenset[int]:
+        self._check_shards(move.shard for move in moves)
+        return await self._threads.writer.run(TablesWriter.move, moves)
 
     async def claim(self, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[ShardRow]:
         self._check_shards(shard for shard, _epoch in claims)

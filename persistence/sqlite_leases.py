@@ -1,9 +1,9 @@
 """leases.db: hosts, their leases, and client sessions. Tiny, and never behind a checkpoint of the tables.
 
-Two connections of one thread. What must survive a power cut (a new incarnation, a condemnation, a seal) is written with
-`synchronous=FULL`. A renewal need not: after a power cut nobody who held a lease is alive. It is written without
-waiting for the disk, so a host is next to never stopped while it holds this file's lock, and a slow disk costs nobody
-the lease.
+Two connections of one thread. What must survive a power cut (a new incarnation, a condemnation, a drain, a seal) is
+written with `synchronous=FULL`. A renewal need not: after a power cut nobody who held a lease is alive. It is written
+without waiting for the disk, so a host is next to never stopped while it holds this file's lock, and a slow disk costs
+nobody the lease.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TypeVar
 
 import apsw
 import msgspec
+from msgspec.structs import replace
 
 from ..actors.errors import CorruptRecord
 from . import ownership
@@ -37,7 +38,7 @@ CREATE TABLE hosts (                -- one row per incarnation, for ever
     incarnation INTEGER PRIMARY KEY,
     state       TEXT NOT NULL,      -- live, gone, sealed
     renewals    INTEGER NOT NULL,
-    about       BLOB NOT NULL       -- address, node, process
+    about       BLOB NOT NULL       -- _About
 ) STRICT;
 
 CREATE INDEX hosts_not_sealed ON hosts (incarnation) WHERE state <> 'sealed';
@@ -54,9 +55,14 @@ Item = TypeVar("Item")
 
 
 class _About(msgspec.Struct, array_like=True, frozen=True):
+    """What SQL does not compare."""
+
     address: str
     node: str
     process: ProcessIdentity | None
+    version: str = ""  # from here on: missing in rows of schema 1
+    weight: float = 1.0
+    draining: bool = False
 
 
 def leases_path(folder: Path) -> Path:
@@ -91,10 +97,8 @@ class Leases:
         return self._count("incarnation")
 
     def add_host(self, row: HostRow) -> None:
-        about = msgspec.msgpack.encode(_About(row.address, row.node, row.process))
         self._durable.write(
-            "INSERT INTO hosts VALUES (?, ?, ?, ?)",
-            (row.incarnation, row.state.value, row.renewals, wrap(about, _host_place(row.incarnation))),
+            "INSERT INTO hosts VALUES (?, ?, ?, ?)", (row.incarnation, row.state.value, row.renewals, _about_blob(row))
         )
 
     def renew(self, incarnation: int) -> bool:
@@ -114,6 +118,16 @@ class Leases:
                 self._set_state(incarnation, after)
         return after is not HostState.LIVE
 
+    def set_draining(self, incarnation: int, draining: bool) -> bool:
+        with self._durable.transaction():
+            row = read_host(self._durable, incarnation)
+            if row is None or row.state is not HostState.LIVE:
+                return False
+            if row.draining != draining:
+                about = _about_blob(replace(row, draining=draining))
+                self._durable.write("UPDATE hosts SET about = ? WHERE incarnation = ?", (about, incarnation))
+        return True
+
     def mark_sealed(self, incarnation: int) -> None:
         self._set_state(incarnation, HostState.SEALED)
 
@@ -121,8 +135,7 @@ class Leases:
         self._durable.write("UPDATE hosts SET state = ? WHERE incarnation = ?", (state.value, incarnation))
 
     def host(self, incarnation: int) -> HostRow | None:
-        row = self._quick.row("SELECT * FROM hosts WHERE incarnation = ?", (incarnation,))
-        return None if row is None else _host_row(row)
+        return read_host(self._quick, incarnation)
 
     def is_registered(self, incarnation: int) -> bool:
         return self._quick.row("SELECT 1 FROM hosts WHERE incarnation = ?", (incarnation,)) is not None
@@ -181,6 +194,16 @@ def in_slices(items: Iterable[Item], size: int = SESSIONS_AT_ONCE) -> Iterator[l
         yield some
 
 
+def read_host(database: Database, incarnation: int) -> HostRow | None:
+    row = database.row("SELECT * FROM hosts WHERE incarnation = ?", (incarnation,))
+    return None if row is None else _host_row(row)
+
+
+def _about_blob(row: HostRow) -> bytes:
+    about = _About(row.address, row.node, row.process, row.version, row.weight, row.draining)
+    return wrap(msgspec.msgpack.encode(about), _host_place(row.incarnation))
+
+
 def _host_place(incarnation: int) -> str:
     return f"host {incarnation}"
 
@@ -199,4 +222,14 @@ def _host_row(row: Row) -> HostRow:
         about = msgspec.msgpack.decode(proven(blob, place), type=_About)
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
         raise CorruptRecord(f"{place}: {error}") from None
-    return HostRow(incarnation, about.address, _state(incarnation, state), renewals, about.node, about.process)
+    return HostRow(
+        incarnation,
+        about.address,
+        _state(incarnation, state),
+        renewals,
+        about.node,
+        about.process,
+        draining=about.draining,
+        version=about.version,
+        weight=about.weight,
+    )

@@ -3,9 +3,10 @@
 Every transaction that changes something takes the write lock first and reads the shards' rows under it (rule 7). Blobs
 are encoded before the lock is taken: other hosts wait behind it.
 
-Whether a host is LIVE stands in leases.db and is read under the lock of the tables. A condemnation that falls between
-that look and the commit counts as coming after it; that harms nobody, since a claim is only a right to seal, and a
-condemned host's log is sealed by whoever comes after.
+Whether a host is LIVE and eligible stands in leases.db and is read under the lock of the tables. A condemnation that
+falls between that look and the commit counts as coming after it; that harms nobody, since a claim is only a right to
+seal, and a condemned host's log is sealed by whoever comes after. A drain that begins there comes after it, too: what
+the host was just given is moved away with the rest.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from ..actors.errors import CorruptRecord, IncompatibleStore
 from . import ownership
 from .records import ClientRow, EntityRow, NamedReply
 from .rows import covered_seq, entity_after, leaves_state
-from .spi import Assignment, HostState, ShardRow, TableWrite
+from .spi import Assignment, HostRow, HostState, ShardRow, TableWrite
 from .sqlite_file import SCHEMA_VERSION, Database, create_file
 from .sqlite_history import add_history, delete_commits_slice
-from .sqlite_leases import leases_path
+from .sqlite_leases import leases_path, read_host
 from .sqlite_pending import PendingRows
 from .sqlite_rows import check_same, decoded, encoded
 from .sqlite_schema import VERSIONS
@@ -123,10 +124,21 @@ class TablesWriter:
     def assign(self, assignments: Sequence[Assignment]) -> frozenset[int]:
         changed = set()
         with self._database.transaction():
-            live = self._live({assignment.incarnation for assignment in assignments})
+            eligible = self._eligible(assignment.incarnation for assignment in assignments)
             for assignment in assignments:
                 row = ownership.assigned(self._shard(assignment.shard), assignment)
-                if row is not None and assignment.incarnation in live:
+                if row is not None and assignment.incarnation in eligible:
+                    self._put_shard(row)
+                    changed.add(row.shard)
+        return frozenset(changed)
+
+    def move(self, moves: Sequence[Assignment]) -> frozenset[int]:
+        changed = set()
+        with self._database.transaction():
+            eligible = self._eligible(move.incarnation for move in moves)
+            for move in moves:
+                row = ownership.moved(self._shard(move.shard), move)
+                if row is not None and (row.target is None or row.target in eligible):
                     self._put_shard(row)
                     changed.add(row.shard)
         return frozenset(changed)
@@ -134,7 +146,8 @@ class TablesWriter:
     def claim(self, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[ShardRow]:
         taken = []
         with self._database.transaction():
-            if self._live({incarnation}):
+            host = self._host(incarnation)
+            if host is not None and host.state is HostState.LIVE:
                 for shard, epoch in claims:
                     before = self._shard(shard)
                     row = ownership.claimed(before, incarnation, epoch)
@@ -144,9 +157,11 @@ class TablesWriter:
                             self._put_shard(row)
         return taken
 
-    def _live(self, incarnations: Iterable[int]) -> set[int]:
-        sql = "SELECT 1 FROM hosts WHERE incarnation = ? AND state = ?"
-        return {i for i in incarnations if self._leases.row(sql, (i, HostState.LIVE.value)) is not None}
+    def _eligible(self, incarnations: Iterable[int]) -> set[int]:
+        return {i for i in set(incarnations) if ownership.eligible(self._host(i))}
+
+    def _host(self, incarnation: int) -> HostRow | None:
+        return read_host(self._leases, incarnation)
 
     def _shard(self, shard: int) -> ShardRow:
         row = self._database.row("SELECT row FROM shards WHERE shard = ?", (shard,))
@@ -171,7 +186,9 @@ class TablesWriter:
                 self._write_rows(write, rows)
                 if write.end is not None:
                     add_history(self._database, write.shard, commits)
-                    self._put_shard(ownership.ended(before, incarnation, write.end))
+                    heir = before.target if write.end.release else None  # only a release must look into leases.db
+                    eligible = heir is not None and ownership.eligible(self._host(heir))
+                    self._put_shard(ownership.ended(before, incarnation, write.end, target_eligible=eligible))
         return frozenset(refused)
 
     def _write_rows(self, write: TableWrite, rows: _Rows) -> None:

@@ -107,11 +107,10 @@ class Accepting:
         self._holdings = holdings
         self._settings = settings
         self._world = world
-        self._waiting: dict[Resident, None] = {}
-        """Those with tells that have just come: they may run at once."""
+        self._waiting: dict[Resident, float] = {}
+        """Those with tells that have just come, and since when: they may run at once."""
         self._due: dict[Resident, None] = {}
         """Those with tells that did not."""
-        self._since = 0.0
         self.nudge: Callable[[], None]
         """See that `quiet` is called once there is nothing to run. Set by the host: the scheduler is made later."""
         self._blocked: set[Resident] = set()
@@ -119,30 +118,35 @@ class Accepting:
 
     # ---- when ------------------------------------------------------------------------------------------------------
 
-    def arrived(self, resident: Resident) -> None:
+    def arrived(self, resident: Resident, now: float) -> None:
         """A tell was put into its mailbox."""
         if not self._waiting:
-            self._since = self._world.monotonic()
             self.nudge()
-        self._waiting[resident] = None
+        self._waiting.setdefault(resident, now)
 
     def turn_ended(self, resident: Resident) -> None:
         """A turn that others waited behind is over."""
         if resident in self._blocked:
             self._blocked.discard(resident)
-            self.arrived(resident)
+            self.arrived(resident, self._world.monotonic())
 
     def quiet(self) -> None:
         """The host has nothing to run: what waits now, waits for something. The next batch accepts it."""
         if self._waiting:
-            self._due.update(self._waiting)
+            self._due.update(dict.fromkeys(self._waiting))
             self._waiting.clear()
             self._commits.wake()
 
     def about_to_take(self) -> None:
         """A batch is about to be taken."""
-        if self._waiting and self._world.monotonic() - self._since >= self._settings.accept_after_s:
-            self.quiet()
+        if self._waiting:
+            overdue = self._world.monotonic() - self._settings.accept_after_s
+            for resident, since in self._waiting.items():  # in the order in which they came
+                if since > overdue:
+                    break
+                self._due[resident] = None
+            for resident in self._due:
+                self._waiting.pop(resident, None)
         if self._due:
             due, self._due = self._due, {}
             for resident in due:
@@ -171,11 +175,14 @@ class Accepting:
                 break
         backlog = resident.backlog
         if backlog is not None and backlog.behind:
-            behind, backlog.behind = backlog.behind, deque()
+            behind, backlog.behind, stored = backlog.behind, deque(), False
             for pending in behind:
                 if self._accept_one(resident, pending, blocked):
                     self._only_stored(backlog, pending)
+                    stored = True
                 else:
+                    if stored:
+                        pending.behind = backlog.newest
                     backlog.behind.append(pending)
         if blocked:
             self._blocked.add(resident)
@@ -243,12 +250,18 @@ class Accepting:
             return False
         if pending.call.number < pending.window.floor or self._world.monotonic() >= pending.deadline:
             return False  # its sender gave it up: it will not run
-        room = self._holdings.in_memory <= self._settings.accepted_in_memory_max or self._may_store(resident)
-        if pending.call.mode != Mode.TELL or pending.client in blocked or not room:
+        if pending.call.mode != Mode.TELL or pending.client in blocked or not self._has_room(resident):
             blocked.add(pending.client)
             return False
         self.stage(resident, pending)
         return True
+
+    def may_take(self, resident: Resident) -> bool:
+        """Whether one more of its tells may be taken over."""
+        return resident.kind.durable and resident.shard.may_accept() and self._has_room(resident)
+
+    def _has_room(self, resident: Resident) -> bool:
+        return self._holdings.in_memory <= self._settings.accepted_in_memory_max or self._may_store(resident)
 
     def emptied(self, shard: OwnedShard) -> None:
         """Its mailboxes are forgotten."""
@@ -272,6 +285,8 @@ class Accepting:
         resident.mailbox = deque([*mailbox[:index], *(pending for pending in rest if pending.owed)])
         backlog.behind.extendleft(pending for pending in reversed(rest) if not pending.owed)
         self._only_stored(backlog, mailbox[index])
+        for pending in backlog.behind:
+            pending.behind = backlog.newest
 
     def _only_stored(self, backlog: Backlog, pending: Pending) -> None:
         """It stands in the newest record of its entity, and leaves memory."""

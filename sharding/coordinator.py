@@ -1,4 +1,4 @@
-"""The coordinator's decisions: whom to condemn, which shard to give to whom. Pure: facts and `now` in, decisions out.
+"""The coordinator's decisions: whom to condemn, which shard goes where. Pure: facts and `now` in, decisions out.
 
 Facts are rows read from the store and first-hand proofs of death. Nothing here is remembered but since when each host's
 renewal counter stands still, so a coordinator may be restarted, doubled or late: the store takes a decision only if
@@ -13,32 +13,54 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
 from ..persistence.spi import Assignment, HostRow, HostState, ShardRow, ShardState
-from .allocation import allocate
+from .allocation import AllocationStrategy, Bounds, EvenAllocation, HostFacts, Move, Plan, ShardFacts
 
 
 class Decisions(msgspec.Struct, frozen=True):
     condemn: tuple[tuple[int, int], ...] = ()
     """(incarnation, renewals): to be confirmed by the store before its shards are given away."""
     assign: tuple[Assignment, ...] = ()
+    move: tuple[Assignment, ...] = ()
+    """Targets for shards that are served; a cancelled move has the owner for its target."""
+    moves: tuple[Move, ...] = ()
+    """Why: those of `move` that were not cancelled."""
 
 
 class Coordinator:
-    def __init__(self, lease_s: float, reads_gap_max_s: float) -> None:
+    def __init__(
+        self,
+        lease_s: float,
+        reads_gap_max_s: float,
+        bounds: Bounds | None = None,
+        strategy: AllocationStrategy | None = None,
+    ) -> None:
         """`reads_gap_max_s`: a longer gap between two observations starts all counts again."""
         self._lease_s = lease_s
         self._reads_gap_max_s = reads_gap_max_s
+        self._bounds = bounds or Bounds()
+        self._strategy = strategy or EvenAllocation()
         self._silent_since: dict[int, tuple[int, float]] = {}
         self._last_read = float("-inf")
 
     def decide(
-        self, began: float, ended: float, hosts: Iterable[HostRow], shards: Sequence[ShardRow], dead: frozenset[int]
+        self,
+        began: float,
+        ended: float,
+        hosts: Iterable[HostRow],
+        shards: Sequence[ShardRow],
+        dead: frozenset[int],
+        *,
+        met: frozenset[int] | None = None,
+        loads: Mapping[int, float] | None = None,
     ) -> Decisions:
-        """`began`, `ended`: monotonic seconds before and after the rows were read. `dead`: proven first hand.
+        """`began`, `ended`: monotonic seconds before and after the rows were read. `dead`: proven first hand. `met`:
+        hosts that answer right now (None: all live ones); to others nothing is given, nor anything taken from them on
+        purpose. `loads`: CPU seconds per second of each shard, as far as known.
 
         A silence runs from the end of the first read that saw the counter to the beginning of the newest one: the
         renewal may have happened at any instant of the former, so counting from its beginning would cut leases short.
@@ -59,23 +81,54 @@ class Coordinator:
             if host.incarnation in dead or began - since > self._lease_s:
                 condemn.append((host.incarnation, host.renewals))
             else:
-                live.append(host.incarnation)
+                live.append(host)
         self._silent_since = seen
-        known_live = set(live)
-        homeless = []
-        load = dict.fromkeys(live, 0)
-        condemned = {incarnation for incarnation, _ in condemn}
-        for row in shards:
-            if row.state is ShardState.FREE:
-                homeless.append(row)
-                continue
-            holder = row.owner if row.state is ShardState.OWNED else row.assigned
-            if holder in known_live:
-                load[holder] += 1
-            elif holder not in condemned:  # a condemnation has to be confirmed first: the next round assigns
-                homeless.append(row)
-        placed = allocate([row.shard for row in homeless], load)
-        epochs = {row.shard: row.epoch for row in homeless}
+        condemned = frozenset(incarnation for incarnation, _ in condemn)
+        plan, epochs = self._plan(live, shards, condemned, met, loads or {})
+        owners = {row.shard: row.owner for row in shards if row.state is ShardState.OWNED and row.owner is not None}
+        moves = tuple(move for move in plan.moves if move.shard in owners)
         return Decisions(
-            tuple(condemn), tuple(Assignment(shard, epochs[shard], host) for shard, host in sorted(placed.items()))
+            tuple(condemn),
+            tuple(Assignment(shard, epochs[shard], host) for shard, host in sorted(plan.place.items())),
+            (
+                *(Assignment(move.shard, epochs[move.shard], move.target) for move in moves),
+                *(Assignment(shard, epochs[shard], owners[shard]) for shard in plan.cancel if shard in owners),
+            ),
+            moves,
         )
+
+    def _plan(
+        self,
+        live: Sequence[HostRow],
+        shards: Sequence[ShardRow],
+        condemned: frozenset[int],
+        met: frozenset[int] | None,
+        loads: Mapping[int, float],
+    ) -> tuple[Plan, dict[int, int]]:
+        """The round's plan, and the epoch of each shard that it may speak of."""
+        ranks = _version_ranks(live)
+        known = [host for host in live if met is None or host.incarnation in met]
+        taking_part = {host.incarnation for host in known}
+        silent = {host.incarnation for host in live} - taking_part | condemned
+        facts = []
+        epochs = {}
+        for row in shards:
+            holder = row.owner if row.state is ShardState.OWNED else row.assigned
+            if holder in silent:
+                continue  # a condemnation has to be confirmed, a connection to come back: a later round decides
+            epochs[row.shard] = row.epoch
+            holder = holder if holder in taking_part else None
+            facts.append(ShardFacts(row.shard, holder, loads.get(row.shard, 0.0), row.target))
+        hosts = [
+            HostFacts(host.incarnation, host.weight, eligible=not host.draining, version=ranks[host.version])
+            for host in known
+        ]
+        return self._strategy.plan(hosts, facts, self._bounds), epochs
+
+
+def _version_ranks(hosts: Iterable[HostRow]) -> dict[str, int]:
+    """A version is as new as the newest host that runs it."""
+    newest: dict[str, int] = {}
+    for host in hosts:
+        newest[host.version] = max(host.incarnation, newest.get(host.version, 0))
+    return newest

@@ -36,7 +36,7 @@ from .intake import Intake
 from .lease import Lease, keep
 from .letters import Letters
 from .log_fields import of_entity
-from .messages import Message, Peer, TableUpdate
+from .messages import Load, Message, Peer, TableUpdate
 from .outbox import Courier, Outbox
 from .owed import Owed
 from .ownership import Ownership
@@ -57,6 +57,10 @@ log = logging.getLogger("atoll.host")
 PASSIVATION_LOOK_S = 1.0
 PASSIVATED_PER_LOOK_MAX = 10_000
 """So that one look never holds the loop for long; the next look goes on."""
+
+
+def _nobody(address: str) -> None:
+    """Without a courier hosts find out by themselves."""
 
 
 class Host:
@@ -186,6 +190,7 @@ class Host:
             settings=settings,
             world=world,
             listener=self,
+            poke_host=courier.poke if courier is not None else _nobody,
         )
 
     # ---- life ------------------------------------------------------------------------------------------------------
@@ -198,6 +203,7 @@ class Host:
             ("upkeep", self.upkeep.run),
             ("passivation", self._passivate_idle),
             ("sessions", self._touch_sessions),
+            ("load reports", self._report_load),
             ("timers", self._timers.run),
             ("stored commands", self._paging.run),
         ):
@@ -300,6 +306,7 @@ class Host:
         self._paging.opened(shard, sum(mailbox.bytes for mailbox in recovered.pending.mailboxes))
 
     def emptied(self, shard: OwnedShard) -> None:
+        self._timers.emptied(shard)
         self._paging.emptied(shard)
         self._accepting.emptied(shard)
 
@@ -339,6 +346,21 @@ class Host:
             self._ready(resident)
         elif resident.shard.residents.get(resident.key) is resident:
             del resident.shard.residents[resident.key]
+
+    async def _report_load(self) -> None:
+        """Tell coordinators how busy each shard was since the last report."""
+        before: dict[OwnedShard, float] = {}
+        began = self._world.monotonic()
+        while True:
+            await asyncio.sleep(self.settings.load_report_s)
+            now = self._world.monotonic()
+            shards = {shard: shard.busy_s for shard in self.shards.values()}
+            busy = tuple(
+                (shard.shard, int((busy_s - before.get(shard, 0.0)) * 1_000_000)) for shard, busy_s in shards.items()
+            )
+            for peer in self._intake.coordinators():
+                peer.send(Load(int((now - began) * 1000), busy))
+            before, began = shards, now
 
     async def _touch_sessions(self) -> None:
         """Keep the sessions of connected clients alive; forget what the shards remember of expired ones."""

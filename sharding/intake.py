@@ -63,13 +63,15 @@ class Intake:
         self._ready = ready
         self._poked = poked
         self._peers: dict[int, Peer] = {}
+        self._coordinators: dict[Peer, None] = {}
 
     # ---- connections -----------------------------------------------------------------------------------------------
 
     def connected(self, peer: Peer) -> None:
         """A client speaks over its newest connection only: what lingers in an older one must not overtake it."""
-        if not peer.client:
-            return  # a coordinator: it pokes and is answered, it has no commands
+        if not peer.client:  # it pokes and is told things, it has no commands
+            self._coordinators[peer] = None
+            return
         known = self._peers.get(peer.client)
         if known is not None and known.generation >= peer.generation:
             peer.close("a newer connection of this client is open")
@@ -79,11 +81,16 @@ class Intake:
             known.close("replaced by a newer connection of this client")
 
     def disconnected(self, peer: Peer) -> None:
+        self._coordinators.pop(peer, None)
         if self._peers.get(peer.client) is peer:
             del self._peers[peer.client]
 
     def peers(self) -> list[Peer]:
+        """The clients."""
         return list(self._peers.values())
+
+    def coordinators(self) -> list[Peer]:
+        return list(self._coordinators)
 
     # ---- messages --------------------------------------------------------------------------------------------------
 
@@ -174,7 +181,7 @@ class Intake:
             if resident is None:
                 resident = shard.resident(kind, key)
         deadline = math.inf if call.sender else now + call.remaining_ms / 1000
-        pending = Pending(call, handler, client, peer, window, deadline)
+        pending = Pending(call, handler, client, peer, window, deadline, suspect=told and call.attempt > 1)
         backlog = resident.backlog
         queued = len(resident.mailbox) if backlog is None else resident.queued()
         if queued >= self._settings.mailbox_commands_max:
@@ -184,12 +191,9 @@ class Intake:
             peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message.encode(), call.sender))
             return
         window.begin(call.number, pending)
-        if backlog is not None and backlog.more:
-            backlog.behind.append(pending)
-        else:
-            resident.mailbox.append(pending)
+        resident.put(pending)
         if told:
-            self._accepting.arrived(resident)
+            self._accepting.arrived(resident, now)
         if not resident.scheduled:
             resident.scheduled = True
             self._ready(resident)

@@ -6,6 +6,8 @@ protocol version in the handshake.
     client -> host         Call, Ping
     host -> client         Answer, Moved, OutOfOrder, TableUpdate, Credit, Pong
     coordinator -> host    Poke, Ping
+    host -> coordinator    Poke (the ownership rows changed), Load
+    host -> host           as a client, and Poke
     either                 Goodbye (why the connection closes)
 """
 
@@ -108,7 +110,15 @@ class Poke(msgspec.Struct, array_like=True, tag=10, gc=False):
     """The ownership rows changed: look at the store now. A hint; a host looks by itself from time to time."""
 
 
-Message = Call | Answer | Moved | OutOfOrder | TableUpdate | Credit | Goodbye | Ping | Pong | Poke
+class Load(msgspec.Struct, array_like=True, tag=11, gc=False):
+    """How busy the shards of the host that says so were: a hint for who gives them to whom."""
+
+    interval_ms: Natural
+    shards: tuple[tuple[Natural, Natural], ...]
+    """(shard, microseconds of CPU in that interval)"""
+
+
+Message = Call | Answer | Moved | OutOfOrder | TableUpdate | Credit | Goodbye | Ping | Pong | Poke | Load
 
 
 class Peer(Protocol):

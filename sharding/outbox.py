@@ -25,11 +25,22 @@ class Courier(Protocol):
     """Carries committed messages to the owners of their receivers (cluster/courier.py)."""
 
     def carry(
-        self, sending_shard: int, epoch: int, number: int, message: StoredMessage, arrived: Callable[[int], None]
+        self,
+        sending_shard: int,
+        epoch: int,
+        number: int,
+        message: StoredMessage,
+        arrived: Callable[[int], None],
+        again: bool = False,
     ) -> None:
         """Send a message until its receiver's host has taken it over durably, however long that takes; then call
         `arrived(number)` once, on the loop. Messages of one sending shard are handed over in order of number; those to
-        one entity arrive in that order. Handed over twice (same shard, epoch and number): undefined."""
+        one entity arrive in that order. Handed over twice (same shard, epoch and number): undefined. `again`: a former
+        owner may have sent it."""
+        ...
+
+    def poke(self, address: str) -> None:
+        """Let the host at that address look at the store. A hint."""
         ...
 
     def drop(self, sending_shard: int) -> None:
@@ -54,7 +65,8 @@ class Outbox:
         for row in rows:
             size = shard.outbox[row.number] = message_bytes(row.message)
             self._staging.add(size)
-            self._carry(shard, row.number, row.message)
+            arrived = partial(self._arrived, shard)
+            self._courier.carry(shard.shard, shard.epoch, row.number, row.message, arrived, True)
 
     def committed(self, shard: OwnedShard, record: Record) -> None:
         """Its messages may leave now."""

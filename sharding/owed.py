@@ -90,12 +90,19 @@ class Owed:
         return False
 
     async def begin(self, resident: Resident, pending: Pending) -> bool:
-        """Commit the attempt that a suspect is about to make. False: it has had too many, and is buried."""
+        """Commit the attempt that a suspect is about to make. False: it does not run now; it may have had too many."""
         shard = resident.shard
+        if not pending.owed:  # it was sent before, and may have ended a host: from now on the store knows of it
+            self._accepting.accept(resident)
+            if not pending.owed:
+                return True
         if not self.is_current(resident, pending):
             return False
-        if pending.attempts >= self._settings.tell_attempts_max and self.may_bury(shard):
-            self._bury(resident, pending, "killed", "its host died too often while it ran")
+        if pending.attempts >= self._settings.tell_attempts_max:
+            if self.may_bury(shard):
+                self._bury(resident, pending, "killed", "its host died too often while it ran")
+            else:
+                self._later(resident, pending, longest=True)
             return False
         if pending.timer is not None:
             counted = replace(pending.timer, attempts=pending.attempts + 1)
@@ -104,7 +111,8 @@ class Owed:
             assert record.delivery is not None
             (pending.timer,) = record.delivery.timers
             pending.attempts += 1
-            return shard.phase is not Phase.CLOSED
+            pending.counted = True
+            return True
         group = [pending]
         if not pending.attempts:
             for other in resident.mailbox:
@@ -113,12 +121,12 @@ class Owed:
                 group.append(other)
         for each in group:
             each.attempts += 1
+            each.counted = True
         attempts = tuple((each.entry, each.attempts) for each in group)
         await self._commits.settled(self._stage(resident, self._record(resident, Delivery(attempts=attempts))))
         for each in group[1:]:
             each.suspect = False
-            each.counted = True
-        return shard.phase is not Phase.CLOSED
+        return True
 
     # ---- after a run -----------------------------------------------------------------------------------------------
 
@@ -146,9 +154,29 @@ class Owed:
             return
         if status in _FAILED or not self.may_bury(resident.shard):
             self._accepting.stage(resident, pending, attempts=1)
-            self._not_done(resident, pending, status, message, counted=True)
+            pending.counted = True
+            self._not_done(resident, pending, status, message)
         else:
             self.bury_arrived(resident.shard, pending, _reason(status), message)
+
+    def waits_for_room(self, resident: Resident, pending: Pending) -> bool:
+        """A message whose receiver finds no room for what it sends itself is taken over: the full outbox may be the one
+        that waits for it. False: there is no room for that either."""
+        if not self._accepting.may_take(resident):
+            return False
+        self._accepting.stage(resident, pending)
+        self._later(resident, pending)
+        return True
+
+    def set_aside(self, resident: Resident, pending: Pending, status: Status, message: str) -> None:
+        """A message that did not succeed, and that nobody can try again."""
+        if self.may_bury(resident.shard):
+            reason = "failed" if status in _FAILED else _reason(status)
+            self.bury_arrived(resident.shard, pending, reason, message)
+        else:
+            call = pending.call
+            pending.window.bounce(call.number)
+            pending.peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message.encode(), call.sender))
 
     def unable(self, resident: Resident, pending: Pending, status: Status, message: str) -> None:
         """Its entity cannot be brought into memory."""
@@ -175,23 +203,22 @@ class Owed:
             shard.named[pending.call.kind, pending.call.id, command_id] = Known(record.reply, self._staging.next_ticket)
         self._end(resident, pending, record)
 
-    def _not_done(
-        self, resident: Resident, pending: Pending, status: Status, message: str, *, counted: bool = False
-    ) -> None:
+    def _not_done(self, resident: Resident, pending: Pending, status: Status, message: str) -> None:
         shard, settings = resident.shard, self._settings
         if status is Status.OVERLOADED:
-            pending.counted = False
+            if pending.counted:
+                self._take_back(resident, pending)
             self._later(resident, pending)
             return
         if status not in _FAILED:
-            if status is Status.REJECTED and not (pending.suspect or pending.counted):
+            if status is Status.REJECTED and not pending.counted:
                 pending.attempts += 1
             if self.may_bury(shard):
                 self._bury(resident, pending, _reason(status), message)
             else:
                 self._later(resident, pending, longest=True)
             return
-        if not (counted or pending.suspect or pending.counted):
+        if not pending.counted:
             pending.attempts += 1
             self._count(resident, pending)
         pending.counted = False
@@ -201,6 +228,14 @@ class Owed:
             self._bury(resident, pending, "failed", message)
         else:
             self._later(resident, pending, longest=True)
+
+    def _take_back(self, resident: Resident, pending: Pending) -> None:
+        """An attempt that was committed before the run was none: it found no room for what it sends. In memory only:
+        the next one commits the same number again."""
+        pending.counted = False
+        pending.attempts -= 1
+        if pending.timer is not None:
+            pending.timer = resident.shard.timers.replaced(resident.key, pending.timer, pending.attempts)
 
     def _count(self, resident: Resident, pending: Pending) -> None:
         """Stage how often it failed."""
@@ -233,8 +268,11 @@ class Owed:
     def _unpark(self, resident: Resident, pending: Pending) -> None:
         backlog = resident.backlog
         queue = backlog.parked.get(pending.client) if backlog is not None else None
-        if backlog is None or queue is None or queue[0] is not pending or not resident.shard.is_open():
+        if backlog is None or queue is None or queue[0] is not pending:
             return  # given back meanwhile, or lost
+        if not resident.shard.is_open():  # a release that is under way may be given up
+            self._loop.call_later(self._settings.tell_retry_max_s, self._unpark, resident, pending)
+            return
         del backlog.parked[pending.client]
         resident.mailbox.extendleft(reversed(queue))
         if backlog.empty:
@@ -351,11 +389,7 @@ class Owed:
         tick = Pending(
             call, handler, 0, NOBODY, NO_WINDOW, math.inf, timer=timer, attempts=timer.attempts, suspect=suspect
         )
-        backlog = resident.backlog
-        if backlog is not None and backlog.more:
-            backlog.behind.append(tick)
-        else:
-            resident.mailbox.append(tick)
+        resident.put(tick)
         if not resident.scheduled:
             resident.scheduled = True
             self._ready(resident)

@@ -3,14 +3,20 @@
 The store's `shards` rows are the only control plane: what is assigned to this host there it claims and recovers; what
 is no longer its own it closes. A poke only makes it look sooner, so lost, late and doubled pokes mean nothing.
 
-    ASSIGNED to me --take_over--> OPEN          OPEN --release--> FREE (written by the source itself)
+    ASSIGNED to me --take_over--> OPEN     OPEN --release--> FREE, or ASSIGNED to its target (written by the source)
     row says somebody else: closed at once, its activations never run again
+
+A handoff: the row of an OPEN shard names a target. The tables are brought up to date while it is still served; then its
+intake stops, what runs ends and is committed, and one small transaction writes the rest and the release, for several
+shards at a time. Clients and the target hear of it at once; the target has nothing to seal. Commands wait at their
+senders meanwhile. A turn that does not end by the deadline rolls its shard's release back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Protocol
 
 from ..actors.errors import CorruptRecord, StoreUnavailable
@@ -21,12 +27,17 @@ from ..persistence.recovery import RecoveredShard, take_over
 from ..persistence.spi import ShardRow, ShardState, Store
 from .commit import CommitPath
 from .intake import Intake
-from .messages import TableUpdate
+from .messages import Poke, TableUpdate
 from .shard import OwnedShard, Phase
 from .table import ShardTable
 from .upkeep import Upkeep
 
 log = logging.getLogger("atoll.host")
+
+HANDOFF_SHARDS = 16
+"""Handed over in one transaction: fewer make a drain slow, more make each of them wait for all."""
+HANDOFF_PATIENCE_S = 0.02
+"""A shard whose turns do not end within this is handed over by itself, later."""
 
 
 class ShardListener(Protocol):
@@ -64,8 +75,10 @@ class Ownership:
         settings: Settings,
         world: World,
         listener: ShardListener,
+        poke_host: Callable[[str], None],
     ) -> None:
-        """`shards` and `table` are the host's; only this module adds to and removes from them."""
+        """`shards` and `table` are the host's; only this module adds to and removes from them. `poke_host`: let the
+        host at an address look at the store."""
         self._store = store
         self._incarnation = incarnation
         self._told = about(incarnation=incarnation)
@@ -77,6 +90,9 @@ class Ownership:
         self._settings = settings
         self._world = world
         self._listener = listener
+        self._poke_host = poke_host
+        self._background: set[asyncio.Task[None]] = set()
+        self._handing_over = False
         self._addresses = {incarnation: address}
         self._look = asyncio.Event()
         self._stuck: dict[int, int] = {}
@@ -87,6 +103,9 @@ class Ownership:
 
     async def run(self) -> None:
         while True:
+            for task in [task for task in self._background if task.done()]:
+                self._background.discard(task)
+                task.result()  # a bug of ours ends the host
             try:
                 await self._once()
             except StoreUnavailable as error:
@@ -104,6 +123,7 @@ class Ownership:
             shard = self._shards.get(row.shard)
             if shard is not None and row.epoch > shard.epoch and shard.phase is not Phase.RELEASING:
                 self.close(row.shard)
+        self._begin_handoff(rows)
         claims = [
             (row.shard, row.epoch)
             for row in rows
@@ -136,12 +156,11 @@ class Ownership:
         if entries:
             log.info("opened %d shards", len(entries), extra=self._told)
             self._push(self._table.merge(entries))
+            self._tell_coordinators()
 
     async def _publish(self, rows: list[ShardRow]) -> None:
         owned = [row for row in rows if row.state is ShardState.OWNED and row.owner != self._incarnation]
-        if any(row.owner not in self._addresses for row in owned):
-            for host in await self._store.hosts():
-                self._addresses[host.incarnation] = host.address
+        await self._learn_addresses(row.owner for row in owned)
         self._push(
             self._table.merge(
                 (row.shard, row.epoch, row.owner, self._addresses[row.owner])
@@ -149,6 +168,11 @@ class Ownership:
                 if row.owner is not None and row.owner in self._addresses
             )
         )
+
+    async def _learn_addresses(self, incarnations: Iterable[int | None]) -> None:
+        if any(incarnation not in self._addresses for incarnation in incarnations):
+            for host in await self._store.hosts():
+                self._addresses[host.incarnation] = host.address
 
     def _push(self, news: list[tuple[int, int, int, str]]) -> None:
         if news:
@@ -174,14 +198,70 @@ class Ownership:
                     self._intake.moved(pending.peer, pending.call)
             resident.clear()
 
+    # ---- giving shards back ----------------------------------------------------------------------------------------
+
     async def release(self, number: int) -> bool:
         """Give a shard back: stop intake, let turns end, commit, write everything and the release. False: not done
         (the deadline passed and it is open again, or it was not ours)."""
+        shard = self._stop_intake(number)
+        return shard is not None and await self._quieten(shard) and bool(await self._give_back([shard]))
+
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
+        self._background.add(self._world.spawn(work, name))
+
+    def _begin_handoff(self, rows: Sequence[ShardRow]) -> None:
+        """See to the shards that are wanted elsewhere, a few at a time; the next look finds the others."""
+        if self._handing_over:
+            return
+        leaving = [
+            row.shard
+            for row in rows
+            if row.target is not None
+            and row.owner == self._incarnation
+            and (shard := self._shards.get(row.shard)) is not None
+            and shard.is_open()
+            and shard.epoch == row.epoch
+        ]
+        if leaving:
+            self._handing_over = True
+            self._spawn(self._hand_over(leaving), f"atoll-handoff-{self._incarnation}")
+
+    async def _hand_over(self, leaving: Sequence[int]) -> None:
+        try:
+            for first in range(0, len(leaving), HANDOFF_SHARDS):
+                await self._upkeep.checkpoint()  # while they are served: what is left to write afterwards is little
+                began = self._world.monotonic()
+                shards = [s for n in leaving[first : first + HANDOFF_SHARDS] if (s := self._stop_intake(n)) is not None]
+                quiet = {
+                    self._world.spawn(self._quieten(shard), f"atoll-quieten-{shard.shard}"): shard for shard in shards
+                }
+                if not quiet:
+                    continue
+                ended, slow = await asyncio.wait(quiet, timeout=HANDOFF_PATIENCE_S)
+                for task in slow:
+                    self._spawn(self._give_back_late(task, quiet[task]), f"atoll-give-back-{quiet[task].shard}")
+                given = await self._give_back([quiet[task] for task in ended if task.result()])
+                took_ms = (self._world.monotonic() - began) * 1000
+                log.info("handed %d shards over in %.1f ms", len(given), took_ms, extra=self._told)
+        finally:
+            self._handing_over = False
+            self._look.set()
+
+    async def _give_back_late(self, quiet: asyncio.Task[bool], shard: OwnedShard) -> None:
+        """A turn of it runs on: the others do not wait for that."""
+        if await quiet:
+            await self._give_back([shard])
+
+    def _stop_intake(self, number: int) -> OwnedShard | None:
         shard = self._shards.get(number)
-        if shard is None or shard.phase is not Phase.OPEN:
-            return False
+        if shard is None or not shard.is_open():
+            return None
         shard.phase = Phase.RELEASING
         self._bounce(shard)
+        return shard
+
+    async def _quieten(self, shard: OwnedShard) -> bool:
+        """Wait until nothing of a shard without intake runs or is uncommitted. False: it is open again, or lost."""
         try:
             async with asyncio.timeout(self._settings.release_deadline_s):
                 await shard.turns_ended()
@@ -191,12 +271,45 @@ class Ownership:
                 return False
             shard.phase = Phase.OPEN
             self._listener.reopened(shard)
-            told = about(shard=number, incarnation=self._incarnation)
-            deadline_s = self._settings.release_deadline_s
-            log.warning("shard %d was not released: a turn ran beyond %s s", number, deadline_s, extra=told)
+            log.warning(
+                "shard %d was not released: a turn ran beyond %s s",
+                shard.shard,
+                self._settings.release_deadline_s,
+                extra=about(shard=shard.shard, incarnation=self._incarnation),
+            )
             return False
-        if shard.phase is Phase.CLOSED:
-            return False  # lost meanwhile: what is committed of it stands in our log, for its new owner
-        released = await self._upkeep.release(shard)
-        self.close(number)
-        return released
+        # lost meanwhile: what is committed of it stands in our log, for its new owner
+        return shard.phase is not Phase.CLOSED
+
+    async def _give_back(self, shards: Sequence[OwnedShard]) -> set[int]:
+        """Write what is left of quiet shards, and their release. Returns those that were given back."""
+        kept = [shard for shard in shards if shard.phase is not Phase.CLOSED]
+        if not kept:
+            return set()
+        refused = await self._upkeep.release(kept)
+        given = {shard.shard for shard in kept} - refused
+        for shard in kept:
+            self.close(shard.shard)
+        await self._announce(given)
+        return given
+
+    async def _announce(self, given: set[int]) -> None:
+        """Tell clients where shards go, and their targets to take them. If this fails they find out by themselves."""
+        self._tell_coordinators()
+        try:
+            rows = [row for row in await self._store.shards() if row.shard in given and row.assigned is not None]
+            await self._learn_addresses(row.assigned for row in rows)
+        except StoreUnavailable:
+            return
+        entries = [
+            (row.shard, row.epoch, row.assigned, self._addresses[row.assigned])
+            for row in rows
+            if row.assigned is not None and row.assigned in self._addresses
+        ]
+        for address in {address for *_, address in entries}:
+            self._poke_host(address)
+        self._push(self._table.merge(entries))
+
+    def _tell_coordinators(self) -> None:
+        for peer in self._intake.coordinators():
+            peer.send(Poke())

@@ -24,7 +24,7 @@ from .commit import CommitPath
 from .owed import Owed
 from .resident import Resident
 from .retries import until_done
-from .shard import OwnedShard
+from .shard import OwnedShard, Phase
 
 log = logging.getLogger("atoll.host")
 
@@ -67,16 +67,18 @@ class Paging:
         view, after = PendingView(shard.overlay), backlog.paged_to
         read = partial(self._store.read_mailbox, shard.shard, *resident.key, after, limit)
         rows, paged_to = view.mailbox(resident.key, await until_done(self._world, read), after, limit)
-        if resident.backlog is not backlog or not shard.is_open():
+        if resident.backlog is not backlog or shard.phase is Phase.CLOSED:
             self.resumed(resident)
             return  # given back meanwhile, or lost
         in_memory = {pending.entry for pending in resident.waiting()}
         for row in rows:
             if row.entry not in in_memory:
                 self._bring_in(resident, row)
-        if paged_to is not None:
-            backlog.paged_to = paged_to
-        elif backlog.newest == newest:
+        if paged_to is not None or backlog.newest != newest:
+            backlog.paged_to = max(backlog.paged_to, newest) if paged_to is None else paged_to
+            while backlog.behind and backlog.behind[0].behind <= backlog.paged_to:
+                resident.mailbox.append(backlog.behind.popleft())  # else it would wait for ever while more is stored
+        else:
             backlog.more = False
             self._forget_stored(resident, backlog.stored, 0)
             resident.mailbox.extend(backlog.behind)
@@ -116,27 +118,21 @@ class Paging:
         """Its mailboxes are about to be forgotten: what is owed there is only stored from now on."""
         holdings = self._holdings
         for resident in shard.residents.values():
-            backlog = resident.backlog
             entries = [pending for pending in resident.waiting() if pending.entry]
-            if entries or (backlog is not None and backlog.more):
-                shard.backlog[resident.key] = max(1, len(entries) + (backlog.stored if backlog is not None else 0))
             holdings.in_memory -= len(entries)
             holdings.stored += len(entries)
             holdings.bytes += sum(ENTRY_BYTES + len(pending.call.arguments) for pending in entries)
             self.resumed(resident)
 
     def reopened(self, shard: OwnedShard) -> None:
-        for key, resident in shard.residents.items():
-            stored = shard.backlog.pop(key, 0)
-            if stored:
-                backlog = resident.with_backlog()
-                backlog.more, backlog.stored = True, stored
         self._to_resume.append(shard)
         self._something.set()
 
     def closed(self, shard: OwnedShard) -> None:
         holdings = self._holdings
-        left = max(0, holdings.stored - sum(shard.backlog.values()))
+        backlogs = [resident.backlog for resident in shard.residents.values() if resident.backlog is not None]
+        gone = sum(shard.backlog.values()) + sum(backlog.stored for backlog in backlogs)
+        left = max(0, holdings.stored - gone)
         holdings.bytes = holdings.bytes * left // max(1, holdings.stored)  # on average: a bound, not a bill
         holdings.stored = left
 
@@ -163,7 +159,8 @@ class Paging:
 
     async def _wake(self, resident: Resident) -> None:
         await self._permits.acquire()
-        if resident.scheduled or not resident.must_page(self._settings.mailbox_commands_max):
+        must_page = resident.shard.is_open() and resident.must_page(self._settings.mailbox_commands_max)
+        if resident.scheduled or not must_page:
             self._permits.release()
             return
         self._resuming.add(resident)
@@ -171,7 +168,7 @@ class Paging:
         self._ready(resident)
 
     def resumed(self, resident: Resident) -> None:
-        """Its first page is there, or its shard is gone: the next one may be woken."""
+        """Its first page is there, or comes later, or its shard is gone: the next one may be woken."""
         if resident in self._resuming:
             self._resuming.discard(resident)
             self._permits.release()

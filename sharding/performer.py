@@ -81,6 +81,12 @@ class TurnPerformer:
     # ---- turns that need not wait ----------------------------------------------------------------------------------
 
     def drain(self, resident: Resident) -> bool:
+        began = self._world.monotonic()
+        done = self._drain(resident)
+        resident.shard.busy_s += self._world.monotonic() - began
+        return done
+
+    def _drain(self, resident: Resident) -> bool:
         mailbox = resident.mailbox
         turns_left = self._settings.turns_in_a_row_max
         while True:
@@ -114,6 +120,8 @@ class TurnPerformer:
                 except CorruptRecord as error:
                     result = self._beyond_undoing(resident, error)
                 self._finish(resident, pending, result, turn)
+        if resident.backlog is not None:
+            self.paging.resumed(resident)
         self._idle(resident)
         return True
 
@@ -125,11 +133,11 @@ class TurnPerformer:
         return True
 
     def _must_page(self, resident: Resident) -> bool:
-        return (
-            resident.backlog is not None
-            and resident.shard.is_open()
-            and resident.must_page(self._settings.mailbox_commands_max)
-        )
+        backlog, shard = resident.backlog, resident.shard
+        if backlog is None or not resident.must_page(self._settings.mailbox_commands_max):
+            return False
+        # while its shard is given back: only for what had to be let in behind it
+        return shard.is_open() or (shard.phase is Phase.RELEASING and bool(backlog.behind))
 
     def _turn(self, pending: Pending, now: float) -> Turn:
         timer = pending.timer
@@ -165,15 +173,19 @@ class TurnPerformer:
         call = pending.call
         if pending.suspect and not await self._owed.begin(resident, pending):
             return
+        row = None
         if self._must_look_up(resident, pending):
             row = await until_done(
                 self._world, lambda: self._store.read_named(call.shard, call.kind, call.id, call.command_id)
             )
-            if row is not None:
-                self._repeat(resident, pending, Known(row.reply, 0))
-                return
+        if resident.shard.phase is Phase.CLOSED:
+            self._owed.left(resident.shard, pending)
+            return
+        if row is not None:
+            self._repeat(resident, pending, Known(row.reply, 0))
+            return
         now = self._world.monotonic()
-        if resident.shard.phase is Phase.CLOSED or not self._wanted(resident, pending, now):
+        if not self._wanted(resident, pending, now):
             return
         turn = self._turn(pending, now)
         if self._asker is not None:
@@ -314,7 +326,8 @@ class TurnPerformer:
             self._owed.finished(resident, pending, result, turn.now_ms)
             return
         if result.status is Status.OVERLOADED:
-            self._bounce(resident, pending, result.payload)
+            if not (call.sender and self._owed.waits_for_room(resident, pending)):
+                self._bounce(resident, pending, result.payload)
             return
         payload = result.payload
         if call.mode == Mode.TELL:
@@ -354,6 +367,9 @@ class TurnPerformer:
         call, window, shard = pending.call, pending.window, resident.shard
         if shard.phase is Phase.CLOSED:
             return  # lost while it ran: nothing of it may be staged; the client asks the new owner
+        if call.sender and status is not Status.OK:  # of a kind that is not durable: its stream would wait for ever
+            self._owed.set_aside(resident, pending, status, message_of(status, payload))
+            return
         answer = Answer(call.shard, call.number, status, payload, call.sender)
         if effects is None and not (resident.kind.durable and (call.attempt > 1 or call.command_id or call.sender)):
             window.remember(call.number, RecordedReply(status, payload, 0), resident.ticket)

@@ -50,6 +50,8 @@ class Pending(msgspec.Struct, eq=False):
     """A host that died may have died of it: before it runs, an attempt is committed."""
     counted: bool = False
     """The run under way stands in `attempts` already."""
+    behind: int = 0
+    """The newest entry that was only stored when it came: it runs after that."""
 
     @property
     def owed(self) -> bool:
@@ -73,7 +75,7 @@ class Backlog:
         self.paged_to = 0
         """Stored entries up to this one were paged in, or never left memory."""
         self.newest = 0
-        """The newest entry that went straight to the store."""
+        """The newest entry that went straight to the store, or that may stand there."""
         self.stored = 0
         """How many are stored, roughly."""
         self.behind: deque[Pending] = deque()
@@ -119,6 +121,11 @@ class Resident:
         self.leaving = False
         """A handler asked for passivation."""
 
+    def with_stored(self, entries: int) -> None:
+        """All that is owed of it is only stored: so many entries, roughly."""
+        backlog = self.with_backlog()
+        backlog.more, backlog.stored, backlog.newest = True, entries, self.shard.position
+
     def with_backlog(self) -> Backlog:
         if self.backlog is None:
             self.backlog = Backlog()
@@ -157,7 +164,20 @@ class Resident:
                 queue.remove(pending)
                 return
 
+    def put(self, pending: Pending) -> None:
+        """At the end of what waits."""
+        backlog = self.backlog
+        if backlog is None or not backlog.more:
+            self.mailbox.append(pending)
+        else:
+            pending.behind = backlog.newest
+            backlog.behind.append(pending)
+
     def clear(self) -> None:
-        """Forget what waits: the shard is not ours, or is given back."""
+        """Forget what waits: the shard is not ours, or is given back. What is owed is only stored from now on."""
+        entries = sum(pending.entry != 0 for pending in self.waiting())
+        known = self.backlog
         self.mailbox.clear()
         self.backlog = None
+        if entries or (known is not None and known.more):
+            self.with_stored(entries + (known.stored if known is not None else 0))

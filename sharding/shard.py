@@ -54,6 +54,8 @@ class OwnedShard:
         self.residents: dict[EntityKey, Resident] = {}
         self.forgotten: set[int] = set()
         """Clients whose rows the next checkpoint deletes."""
+        self.busy_s = 0.0
+        """Time spent in plain handlers and around all, so far: how much of the host it takes."""
         self._running = 0
         self._quiet = asyncio.Event()
         self.named: dict[tuple[str, str, str], Known] = {}
@@ -90,8 +92,7 @@ class OwnedShard:
             resident = self.residents[key] = Resident(kind, key, self)
             stored = self.backlog.pop(key, 0)
             if stored:
-                backlog = resident.with_backlog()
-                backlog.more, backlog.stored = True, stored
+                resident.with_stored(stored)
         return resident
 
     def turn_waits(self) -> None:

@@ -92,6 +92,14 @@ class ShardTimers:
                 self._put(key, timer, wake=not timer.attempts)
         return placed
 
+    def replaced(self, key: EntityKey, timer: StoredTimer, attempts: int) -> StoredTimer:
+        """The same timer with another count, which nothing is written of. Whoever counts fires it again."""
+        if not self.current(key, timer):
+            return timer
+        again = replace(timer, attempts=attempts)
+        self._put(key, again, wake=False)
+        return again
+
     def clear(self, key: EntityKey) -> None:
         """The entity was deleted."""
         for name in list(self._by_entity.get(key, ())):
@@ -155,7 +163,7 @@ class Timers:
         self._live = 0
         """Of the newest compaction: the heap may hold twice as many before the next."""
         self._changed = asyncio.Event()
-        self._in_flight: dict[int, int] = {}
+        self._in_flight: dict[OwnedShard, int] = {}
         """Per shard: ticks that were fired and are not over."""
 
     # ---- what its shards and ticks tell it -------------------------------------------------------------------------
@@ -164,21 +172,27 @@ class Timers:
         shard.timers.wake = partial(self._arm, shard)
         self._changed.set()
 
+    def emptied(self, shard: OwnedShard) -> None:
+        """Its mailboxes are about to be forgotten, with the ticks that were fired and have not begun."""
+        for resident in shard.residents.values():
+            for pending in resident.waiting():
+                if pending.timer is not None:
+                    self.over(shard)
+
     def reopened(self, shard: OwnedShard) -> None:
-        """A release was given up: ticks that were fired and not begun went with the mailboxes."""
-        self._in_flight.pop(shard.shard, None)
+        """A release was given up."""
         shard.timers.wake_all()
 
     def closed(self, shard: OwnedShard) -> None:
-        self._in_flight.pop(shard.shard, None)
+        self._in_flight.pop(shard, None)
 
     def over(self, shard: OwnedShard) -> None:
         """A tick that was fired has run, or was found to be no longer current."""
-        left = self._in_flight.get(shard.shard, 0)
+        left = self._in_flight.get(shard, 0)
         if left > 1:
-            self._in_flight[shard.shard] = left - 1
+            self._in_flight[shard] = left - 1
         else:
-            self._in_flight.pop(shard.shard, None)
+            self._in_flight.pop(shard, None)
         if self._heap and self._heap[0][0] <= self._world.wall_ms():
             self._changed.set()
 
@@ -225,7 +239,12 @@ class Timers:
         """Load the next page, if what is loaded of this shard ends soon."""
         now_ms = self._world.wall_ms()
         timers = shard.timers
-        lead_ms = LEAD_MS if len(self._heap) < self._settings.timers_loaded_max else 0
+        if len(self._heap) < self._settings.timers_loaded_max:
+            lead_ms = LEAD_MS
+        elif self._heap[0][0] > now_ms:
+            lead_ms = 0  # none of those in memory is due: there may be one elsewhere
+        else:
+            return
         if not shard.is_open() or timers.cursor[0] > now_ms + lead_ms:
             return
         through_ms = now_ms + LOAD_MS
@@ -248,7 +267,7 @@ class Timers:
             _, _, shard, key, timer = heapq.heappop(self._heap)
             if not shard.is_open() or not shard.timers.current(key, timer):
                 continue  # cancelled, or set anew: whoever did that armed what counts now
-            self._in_flight[shard.shard] = self._in_flight.get(shard.shard, 0) + 1
+            self._in_flight[shard] = self._in_flight.get(shard, 0) + 1
             if not self._fire(shard, key, timer):
                 self.over(shard)
                 self.again(shard, key, timer, self._settings.tell_retry_first_s)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 from ..actors.settings import Settings
@@ -108,19 +108,23 @@ class Upkeep:
             if shards or self._rows:
                 await self._let_go(former)
 
-    async def release(self, shard: OwnedShard) -> bool:
-        """Write what is left of a shard whose intake and turns have stopped, and give it up in the same transaction.
+    async def release(self, shards: Sequence[OwnedShard]) -> frozenset[int]:
+        """Write what is left of shards whose intake and turns have stopped, and give each up in the transaction of its
+        last part. Returns those that somebody else owns.
 
-        Returns False when somebody else owns it. The caller has waited until all that was staged is committed; a
-        checkpoint under way, or one that stopped half way, is finished first.
+        The caller has waited until all that was staged is committed; a checkpoint under way, or one that stopped half
+        way, is finished first.
         """
-        if shard.overlay.frozen is not None or self._one_at_a_time.locked():
+        if self._one_at_a_time.locked() or any(shard.overlay.frozen is not None for shard in shards):
             await self.checkpoint()
         async with self._one_at_a_time:
-            assert shard.committed_position == shard.position, (shard.committed_position, shard.position)
-            part = self._part(shard, release=True)
-            assert part.position == shard.position, (part.position, shard.position)
-            return not await self._write([part])
+            parts = []
+            for shard in shards:
+                assert shard.committed_position == shard.position, (shard.committed_position, shard.position)
+                part = self._part(shard, release=True)
+                assert part.position == shard.position, (part.position, shard.position)
+                parts.append(part)
+            return await self._write(parts)
 
     def _part(self, shard: OwnedShard, *, release: bool = False) -> ShardCheckpoint:
         dirty = shard.overlay.freeze(shard.committed_position)

@@ -52,8 +52,12 @@ SHELLS: dict[str, tuple[str, ...]] = {
     "cluster.cli_common": ("os",),
     "cluster.cli_dead_letters": ("asyncio.run", "os"),
     "cluster.cli_reading": ("asyncio.run", "os"),
-    "cluster.starting": ("asyncio.run", "pathlib", "secrets", "signal", "threading", "time"),
+    "cluster.cli_status": ("time",),
+    "cluster.draining": ("time",),
     "cluster.ray_status": ("time",),
+    "cluster.signals": ("signal", "threading"),
+    "cluster.starting": ("asyncio.run", "pathlib", "secrets", "time"),
+    "cluster.upgrading": ("time",),
     # the lease is kept on a thread, so that a handler that burns CPU does not cost the host its shards
     "cluster.hosting": ("asyncio.run", "threading"),
     # Ray: the actors, and how Ray is asked
@@ -64,6 +68,7 @@ SHELLS: dict[str, tuple[str, ...]] = {
 
 DECISIONS = (
     "actors.ids",
+    "actors.requirements",
     "actors.settings",
     "persistence.checkpoint",
     "persistence.checksum",
@@ -81,6 +86,7 @@ DECISIONS = (
     "sharding.table",
     "sharding.window",
     "cluster.handshake",
+    "cluster.rollout",
     "cluster.wire",
 )
 """Modules that could run on paper: `now` and luck are arguments, they return effects and never wait."""

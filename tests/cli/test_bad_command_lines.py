@@ -15,8 +15,9 @@ from command_line import CommandLine
 from typer.testing import CliRunner
 
 from atoll.cluster.cli import app
+from atoll.cluster.draining import DrainFailed, find_node
 from atoll.cluster.ray_adapter import Node
-from atoll.cluster.starting import StartRefused, refuse_several_machines
+from atoll.cluster.starting import StartRefused, refuse_several_machines, suitable
 
 APP = """
 import atoll
@@ -201,12 +202,47 @@ def test_sqlite_on_several_machines() -> None:
         refuse_several_machines([*here, Node("c", "10.0.0.2", "two", head=False)])
 
 
+# ---- nodes
+
+
+def test_no_node_has_what_the_app_requires() -> None:
+    """Refused before anything is begun, and what is lacking is named; else only the others get hosts."""
+    plain = Node("a", "10.0.0.1", "one", head=True, resources={"CPU": 2.0})
+    with pytest.raises(
+        StartRefused, match=r"no node of this Ray cluster has what the app requires: GPU >= 1, zone='eu'"
+    ):
+        suitable([plain], {"GPU": 1, "zone": "eu"})
+    fast = Node("b", "10.0.0.1", "one", head=False, resources={"GPU": 1.0}, labels={"zone": "eu"})
+    assert suitable([plain, fast], {"GPU": 1, "zone": "eu"}) == [fast]
+    assert suitable([plain, fast], {}) == [plain, fast]
+
+
+def test_a_node_is_named_by_its_id_hostname_or_address() -> None:
+    """One that means none or several is refused with all that could be meant."""
+    nodes = [
+        Node("ab12" * 14, "10.0.0.1", "one", head=True),
+        Node("ab34" * 14, "10.0.0.2", "two", head=False),
+        Node("cd56" * 14, "10.0.0.2", "two", head=False),
+    ]
+    for named, node in (("ab1", nodes[0]), ("CD56", nodes[2]), ("one", nodes[0]), ("10.0.0.1", nodes[0])):
+        assert find_node(nodes, named) is node
+    for named, said in (("ab", "means 2 nodes"), ("two", "means 2 nodes"), ("10.0.0.2", "means 2 nodes")):
+        with pytest.raises(DrainFailed, match=said):
+            find_node(nodes, named)
+    with pytest.raises(
+        DrainFailed, match=r"no node of this Ray cluster is 'three'; there are ab12ab12ab12 \(one, 10\.0\.0\.1\)"
+    ):
+        find_node(nodes, "three")
+
+
 # ---- Ray
 
 
 @pytest.mark.usefixtures("no_ray_here")
 @pytest.mark.parametrize(
-    "command", [["start", "sound:app"], ["status", "sound"], ["status"], ["stop", "sound"]], ids=" ".join
+    "command",
+    [["start", "sound:app"], ["status", "sound"], ["status"], ["shards"], ["drain", "node"], ["stop", "sound"]],
+    ids=" ".join,
 )
 def test_no_ray_cluster(cli: CommandLine, command: list[str]) -> None:
     """Said in one line, and none is started; no store is made. In a process of its own, to hear what Ray itself says."""

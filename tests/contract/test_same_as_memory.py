@@ -15,7 +15,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store_rows import KIND, client, commit, entity, letter, mail, message, named, timer, without_snapshot
+from store_rows import KIND, client, commit, ending, entity, letter, mail, message, named, timer, without_snapshot
 
 from atoll.actors.errors import AtollError
 from atoll.actors.stored import StoredState
@@ -79,12 +79,16 @@ writes = st.tuples(
     st.just({}) | pending,
 )
 calls = st.one_of(
-    st.tuples(st.just("register")),
+    st.tuples(st.just("register"), st.sampled_from(["", "2"]), st.sampled_from([1.0, 2.5, 0.0])),
     st.tuples(st.just("own"), hosts, shards),
     st.tuples(st.just("own"), hosts, shards),
     st.tuples(st.just("renew"), hosts),
     st.tuples(st.just("condemn"), hosts, off_by),
+    st.tuples(st.just("set_draining"), hosts, st.booleans()),
     st.tuples(st.just("assign"), st.lists(st.tuples(shards, off_by, hosts), max_size=3)),
+    st.tuples(st.just("move"), st.lists(st.tuples(shards, off_by, hosts), max_size=3)),
+    st.tuples(st.just("release"), shards),
+    st.tuples(st.just("hand over"), hosts, shards, hosts, st.sampled_from(["", "drains", "ends"])),
     st.tuples(st.just("claim"), hosts, st.lists(st.tuples(shards, off_by), max_size=3)),
     st.tuples(st.just("append"), hosts, st.sampled_from([1, 1, 1, 1, 0, -1, 2]), contents),
     st.tuples(st.just("append"), hosts, st.just(1), contents),
@@ -123,8 +127,8 @@ class Pair:
 
     async def call(self, name: str, *args: Any) -> None:
         match name, args:
-            case "register", ():
-                await self.both(lambda store: store.register_host("a:1", "node", None))
+            case "register", (version, weight):
+                await self.both(lambda store: store.register_host("a:1", "node", None, version=version, weight=weight))
             case "own", (host, shard):
                 epoch = await self._epoch(shard)
                 await self.both(lambda store: store.assign([Assignment(shard, epoch, host)]))
@@ -135,6 +139,21 @@ class Pair:
             case "assign", (wanted,):
                 decided = [Assignment(shard, await self._epoch(shard) + off, host) for shard, off, host in wanted]
                 await self.both(lambda store: store.assign(decided))
+            case "move", (wanted,):
+                decided = [Assignment(shard, await self._epoch(shard) + off, host) for shard, off, host in wanted]
+                await self.both(lambda store: store.move(decided))
+            case "hand over", (source, shard, target, meanwhile):
+                await self.call("own", source, shard)
+                await self.call("move", [(shard, 0, target)])
+                if meanwhile == "drains":
+                    await self.call("set_draining", target, True)
+                elif meanwhile == "ends":
+                    await self.call("condemn", target, 0)
+                await self.call("release", shard)
+            case "release", (shard,):
+                row = (await self.memory.shards())[shard]
+                release = ending(shard, row.epoch, row.position, release=True)
+                await self.both(lambda store: store.checkpoint(row.owner or 1, [release]))
             case "claim", (host, wanted):
                 claims = [(shard, await self._epoch(shard) + off) for shard, off in wanted]
                 await self.both(lambda store: store.claim(host, claims))
@@ -212,7 +231,7 @@ async def run(sequence: list[tuple[Any, ...]]) -> None:
         await pair.open()
         try:
             for _ in range(2):
-                await pair.call("register")
+                await pair.call("register", "", 1.0)
             for name, *args in sequence:
                 await pair.call(name, *args)
             await pair.compare_everything()
@@ -225,6 +244,6 @@ async def run(sequence: list[tuple[Any, ...]]) -> None:
 @settings(max_examples=60, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(calls, min_size=5, max_size=40))
 def test_sqlite_answers_every_sequence_of_calls_as_memory_does(sequence: list[tuple[Any, ...]]) -> None:
-    """J03, J04, J06, J07, J10, J15, J16, PR01-PR04, PR07, PR12, PR14: the two stores give equal results, call by call, and hold the
+    """J03, J04, J06, J07, J10, J15, J16, PR01-PR04, PR07, PR12, PR14, S13: the two stores give equal results, call by call, and hold the
     same in the end, also after a reopen."""
     asyncio.run(run(sequence))

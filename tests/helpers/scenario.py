@@ -299,8 +299,11 @@ class Scenario(SimCluster):
         rows = await self.log(host)
         return [record for row in rows for record in decode_batch(row.content, host.incarnation, row.n)]
 
-    def raw_client(self, client: int, host: Host, generation: int = 1) -> RawClient:
-        raw = RawClient(self, client, generation)
+    def raw_client(
+        self, client: int, host: Host, generation: int = 1, *, kind: type[atoll.Entity] = Box
+    ) -> RawClient:
+        """`kind`: of the entities that it calls, unless a call says otherwise."""
+        raw = RawClient(self, client, generation, kind)
         raw.connect(host)
         return raw
 
@@ -308,12 +311,15 @@ class Scenario(SimCluster):
 class RawClient:
     """Implements `Peer` (sharding/messages.py): sends what the script says, and keeps what it hears."""
 
-    def __init__(self, scenario: Scenario, client: int, generation: int = 1) -> None:
+    def __init__(
+        self, scenario: Scenario, client: int, generation: int = 1, kind: type[atoll.Entity] = Box
+    ) -> None:
         self.client = client
         self.generation = generation
         self.heard: list[Message] = []
         self.closed = ""
         self._scenario = scenario
+        self._kind = kind
         self._host: Host | None = None
 
     # ---- Peer
@@ -336,7 +342,7 @@ class RawClient:
         number: int,
         method: str,
         *,
-        kind: type[atoll.Entity] = Box,
+        kind: type[atoll.Entity] | None = None,
         id: str = "a",
         floor: int = 1,
         prev: int = 0,
@@ -360,7 +366,7 @@ class RawClient:
             prev,
             attempt,
             mode,
-            kind.__name__,
+            (kind or self._kind).__name__,
             id,
             method,
             encoded,

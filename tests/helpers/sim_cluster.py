@@ -23,6 +23,7 @@ from atoll.cluster.hosting import RunningHost, start_host
 from atoll.cluster.link import Access
 from atoll.cluster.token import Token
 from atoll.persistence.memory import MemoryStore
+from atoll.persistence.spi import Assignment, HostState
 
 SETTINGS = {
     "shards": 4,
@@ -171,7 +172,7 @@ class SimCluster:
 
 
 async def nemesis(cluster: SimCluster, luck: random.Random, seconds: float) -> int:
-    """Kills, stops, continues, starts; returns how many faults there were."""
+    """Kills, stops, continues, starts, moves, drains; returns how many faults there were."""
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     faults = 0
@@ -194,6 +195,8 @@ async def nemesis(cluster: SimCluster, luck: random.Random, seconds: float) -> i
             other = luck.choice([process for process in alive if process is not one])
             cluster.simulation.network.cut(one, other)
             loop.call_later(luck.uniform(1, 6), cluster.simulation.network.heal, one, other)
+        elif what < 0.94:
+            await move_or_drain(cluster, luck)
         else:
             running = [i for i, process in cluster.hosts.items() if process.life.value == "running"]
             if running:
@@ -205,3 +208,16 @@ async def nemesis(cluster: SimCluster, luck: random.Random, seconds: float) -> i
         if len([p for p in cluster.hosts.values() if p.life.value == "running"]) < 2:
             await cluster.start_host()
     return faults
+
+
+async def move_or_drain(cluster: SimCluster, luck: random.Random) -> None:
+    """Ask for some planned moves, to wherever; or drain a host, or take it back."""
+    hosts = [row for row in await cluster.store.hosts() if row.state is HostState.LIVE]
+    if not hosts:
+        return
+    host = luck.choice(hosts)
+    if luck.random() < 0.3:
+        await cluster.store.set_draining(host.incarnation, not host.draining)
+        return
+    rows = luck.sample(await cluster.store.shards(), luck.randint(1, cluster.settings.shards))
+    await cluster.store.move([Assignment(row.shard, row.epoch, host.incarnation) for row in rows])

@@ -372,8 +372,8 @@ MUTATIONS = [
         "PR14",
         "condemning before assigning",
         "sharding/coordinator.py",
-        "            elif holder not in condemned:",
-        "            elif True:",
+        " - taking_part | condemned\n",
+        " - taking_part\n",
         "tests/unit/test_coordinator.py::test_condemn_first_assign_in_a_later_round",
     ),
     Mutation(

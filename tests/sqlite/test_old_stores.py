@@ -68,6 +68,13 @@ async def test_a_store_of_an_old_schema_keeps_all_its_data(tmp_path: Path, versi
     assert expected.history[1], "an empty fixture proves nothing"
     assert expected.logs[1].keys() == {3, 4}
     assert bool(expected.mailbox and expected.outbox and expected.timers and expected.dead_letters) == (version > 1)
+    facts = [(row.draining, row.version, row.weight) for row in expected.hosts]
+    if version == 1:  # rows from before planned moves
+        assert set(facts) == {(False, "", 1.0)}
+        assert {row.target for row in expected.shards} == {None}
+    else:
+        assert facts[1] == (True, "1.4.0", 2.5)
+        assert expected.shards[0].target == 3
     for _ in range(2):  # once more, when nothing is left to do
         store = SQLiteStore(folder)
         await store.open(made.APP, made.SHARDS)

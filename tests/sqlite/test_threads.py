@@ -114,11 +114,12 @@ store = SQLiteStore(sys.argv[1])
 asyncio.run(store.open("bank", 4))
 child = os.fork()
 try:
-    print(asyncio.run(store.register_host("a:1", "n", None)))
+    told = asyncio.run(store.register_host("a:1", "n", None))
     code = 0
 except RuntimeError as error:
-    print(error)
+    told = error
     code = 7
+sys.stdout.write(f"{told}\\n")  # in one piece: both of them write
 if child == 0:
     os._exit(code)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

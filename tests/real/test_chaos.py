@@ -1,0 +1,185 @@
+"""A cluster that changes and breaks while two clients use it, one inside Ray and one without: one fault after the other,
+each seen to bite, and the history of the clients checked after each. `make chaos` runs them at random."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+
+import pytest
+import pytest_asyncio
+from chaos import GCS_SURVIVES, PATIENCE_S, SHARDS, Bite, Chaos, Fault
+from chaos import running as running_chaos
+from ledger import List
+from luck import Luck
+from steady_client import entity_in
+
+import atoll
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
+
+GAP_MAX_S = 30.0
+"""What anybody may wait here, beside other tests on a small machine. The rows' own bounds are those of the soak tests."""
+PAUSE_S = 0.05
+"""A steady caller sees such gaps also when nothing happens."""
+LEASE_S = 3.0
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def chaos(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Chaos]:
+    """Two nodes at first. Every fault leaves the cluster whole, with the nodes that are there then."""
+    async with running_chaos(tmp_path_factory.mktemp("chaos"), Luck().first_seed, nodes=2) as found:
+        yield found
+
+
+def nothing_went_wrong(fault: Fault) -> None:
+    assert fault.bite.bit, f"{fault.name} did not bite: {fault.bite.told}"
+    assert not fault.findings.all(), f"{fault.name}: {fault.findings.all()[:5]}"
+    assert not fault.failed, f"{fault.name}: {len(fault.failed)} of {fault.operations} failed: {fault.failed[:5]}"
+    assert 0 < fault.gap_s < GAP_MAX_S, fault.name
+
+
+async def all_agree_on_the_table(chaos: Chaos) -> None:
+    """Every host, and so the clients that it tells, knows of each shard who owns it."""
+    facts = await chaos.whole()
+    for host in facts.hosts.values():
+        async with (
+            atoll.connect(f"tcp://{host.address}", token_file=chaos.token_file) as cluster,
+            asyncio.timeout(PATIENCE_S),
+        ):
+            while True:
+                routes = {shard: cluster.client.table.route(shard) for shard in range(SHARDS)}
+                known = {shard: None if route is None else route.incarnation for shard, route in routes.items()}
+                if known == facts.owners():
+                    break
+                await asyncio.sleep(0.02)  # hosts look at the store four times a second
+
+
+async def test_two_nodes_join_under_load_and_get_their_share(chaos: Chaos) -> None:
+    """S02: a third and a fourth node: their hosts hold their share within 10 %, no command fails meanwhile, and all agree
+    on who owns what afterwards."""
+    fault = await chaos.inflict("joins")
+    nothing_went_wrong(fault)
+    facts = await chaos.whole()
+    assert len(facts.hosts) == 4
+    shares = [len(facts.of(incarnation)) for incarnation in facts.hosts]
+    assert all(0.9 * 64 <= share <= 1.1 * 64 for share in shares), shares
+    await all_agree_on_the_table(chaos)
+
+
+async def test_a_host_is_drained_while_a_handler_of_it_runs(chaos: Chaos) -> None:
+    """S07: no command fails, nothing is lost, and a turn that takes long ends, once, before its shard is handed over."""
+
+    async def drain() -> Bite:
+        facts = await chaos.facts()
+        victim = chaos.victim(facts)
+        shard = min(facts.of(victim.incarnation))
+        async with chaos.connected() as cluster:
+            entity = cluster.entity(List, entity_in(shard, SHARDS, "slow"))
+            neighbour = cluster.entity(List, entity_in(shard, SHARDS, "slow's neighbour"))
+            slow = asyncio.create_task(entity.append_slowly("slow", 1.5))
+            await asyncio.sleep(0)  # it is sent
+            assert await neighbour.append("behind it") == 0  # commands of a client to one shard arrive in order
+            draining = asyncio.create_task(chaos.drain(victim))
+            assert await slow == 0
+            bite = await draining
+            assert await entity.read() == ["slow"]
+        return bite
+
+    nothing_went_wrong(await chaos.inflict("drain", drain))
+
+
+async def test_the_coordinator_is_killed_amid_moves(chaos: Chaos) -> None:
+    """S06: SIGKILL while a drain is under way: no command fails, the moves end when Ray has made another coordinator,
+    every shard is owned."""
+    nothing_went_wrong(await chaos.inflict("coordinator killed amid moves"))
+
+
+async def test_a_host_stands_still_beyond_its_lease_under_load(chaos: Chaos) -> None:
+    """S05: SIGSTOP, then SIGCONT once others serve what it had: it was ended by its successor or had its writes refused,
+    no read is stale, and nothing is lost, doubled or reordered."""
+    nothing_went_wrong(await chaos.inflict("host stopped"))
+
+
+async def test_a_node_is_killed_under_load_and_comes_back(chaos: Chaos) -> None:
+    """S04: SIGKILL of a raylet and all its workers; then a node joins in its place, and its host gets its share."""
+    nothing_went_wrong(await chaos.inflict("node killed"))
+
+
+@pytest.mark.skipif(not GCS_SURVIVES, reason="this version of Ray cannot restart its GCS without more software")
+async def test_the_gcs_is_killed_and_comes_back(chaos: Chaos) -> None:
+    """R06: with a storage that survives (RocksDB): commands are answered while there is none, and none fails; afterwards
+    drivers and the coordinator ask it as before."""
+    nothing_went_wrong(await chaos.inflict("GCS killed"))
+
+
+async def test_two_nodes_join_while_one_leaves(chaos: Chaos) -> None:
+    """S12: no command fails; shards move as often as they must, and none is without an owner for long."""
+    before = await chaos.whole()
+    fault = await chaos.inflict("joins and a leave at once")
+    nothing_went_wrong(fault)
+    assert len((await chaos.whole()).hosts) == len(before.hosts) + 1
+    assert fault.moves <= 2 * SHARDS, "each shard moves once or twice, not to and fro"
+    assert fault.unowned_s < GAP_MAX_S
+
+
+# ---- the same for longer
+
+BOUNDS_S = {
+    "host killed": 1.0,
+    "host stopped": LEASE_S + 1.0,
+    "node killed": 1.0,
+    "coordinator killed": 0.25,
+    "coordinator killed amid moves": 1.0,
+    "drain": 1.0,
+    "joins": 1.0,
+    "joins and a leave at once": 1.0,
+}
+"""What a steady caller waits at most, in the median of the rounds: of the rows, on a machine that does nothing else."""
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", sorted(BOUNDS_S))
+async def test_one_kind_of_fault_for_a_minute(chaos: Chaos, name: str) -> None:
+    """S02, S03, S04, S05, S06, S07, S12: again and again under load, within the bound of its row."""
+    end = time.monotonic() + float(os.environ.get("SOAK_S", "60"))
+    gaps = []
+    while time.monotonic() < end:
+        fault = await chaos.inflict(name)
+        nothing_went_wrong(fault)
+        gaps.append(fault.gap_s)
+        while len((await chaos.whole()).hosts) > 3:
+            nothing_went_wrong(await chaos.inflict("leave"))
+    assert statistics.median(gaps) <= BOUNDS_S[name] + PAUSE_S, gaps
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not GCS_SURVIVES, reason="this version of Ray cannot restart its GCS without more software")
+async def test_there_is_no_gcs_for_half_a_minute(chaos: Chaos) -> None:
+    """R06: commands flow all the time; afterwards a host that is killed is replaced, which takes a GCS."""
+    fault = await chaos.inflict("GCS killed", partial(chaos.kill_gcs, 30.0))
+    nothing_went_wrong(fault)
+    assert fault.gap_s <= 0.25 + PAUSE_S
+    nothing_went_wrong(await chaos.inflict("host killed"))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+async def test_a_node_comes_and_goes_for_five_minutes(chaos: Chaos) -> None:
+    """S02, S07: it joins, gets its share, is drained and leaves, again and again, and no command fails."""
+    end = time.monotonic() + float(os.environ.get("SOAK_S", "300"))
+    while time.monotonic() < end:
+        nothing_went_wrong(await chaos.inflict("come and go"))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+async def test_all_kinds_of_faults_at_random_for_minutes(chaos: Chaos) -> None:
+    """S02, S03, S04, S05, S06, S07, S12: each bites, and nothing is lost, doubled, reordered or stale."""
+    await chaos.mix(float(os.environ.get("SOAK_S", "180")) / 60, print)
+    assert chaos.wrong() == []
