@@ -186,6 +186,15 @@ class Carrier(ABC, Generic[L]):
                 self._route(lane)
         self._changed.set()
 
+    def _opened_there(self, link: Link, entries: Sequence[tuple[int, int, int, str]]) -> None:
+        """A host names itself only for what it serves now. That it would was known before, perhaps, and what was sent
+        to it too early came back: no reason to wait any longer."""
+        serves = {shard for shard, _, _, address in entries if address == link.address}
+        if serves:
+            for lane in self._lanes.values():
+                if lane.retry is not None and lane.shard in serves:
+                    self._route(lane)
+
     def _bounced(self, link: Link, bounce: Moved | OutOfOrder) -> None:
         lane = self._lanes.get(lane_key(bounce.sender, bounce.shard))
         out = lane.unanswered.get(bounce.number) if lane is not None else None
@@ -339,3 +348,4 @@ class Carrier(ABC, Generic[L]):
                 self._bounced(link, message)
             elif type(message) is TableUpdate:
                 self._learn(message.entries)
+                self._opened_there(link, message.entries)

@@ -83,6 +83,8 @@ class Launch(msgspec.Struct, frozen=True):
 
     spec: ClusterSpec
     runtime_env: dict[str, Any]
+    stopping: bool = False
+    """It decides nothing any more: somebody was about to end it."""
 
 
 def _log_to_ray(spec: HostSpec | ClusterSpec) -> None:
@@ -241,9 +243,10 @@ class CoordinatorActor:
         spec = self._spec
         settings = msgspec.convert(spec.settings, Settings)
         store = open_store(spec.store)
-        await store.open(spec.app_name, settings.shards)
         if self._restarted:
             going = await ray_adapter.on_thread(ray_adapter.draining_nodes)
+        await store.open(spec.app_name, settings.shards)
+        if self._restarted:
             told = frozenset(spec.drained)
             self._drained = set(drained_nodes(spec.version, await store.hosts(), going=going, told=told))
         coordination = Coordination(
@@ -294,9 +297,9 @@ class CoordinatorActor:
         for incarnation in steps.undrain:
             await self._mark(incarnation, draining=False)
         for node_id, version in steps.end:
-            log.info("the host of version %r on node %s is empty, and is ended", version, node_id[:12])
             prefix = host_prefix_on(self._spec.app_name, node_id, version)
-            await ray_adapter.on_thread(partial(ray_adapter.kill_all, prefix))
+            if await ray_adapter.on_thread(partial(ray_adapter.kill_all, prefix)):
+                log.info("the host of version %r on node %s was empty, and is ended", version, node_id[:12])
         await self._sweep_actors(live)
 
     async def _sweep_actors(self, live: Sequence[HostRow]) -> None:
@@ -381,7 +384,7 @@ class CoordinatorActor:
     def launch(self) -> bytes:
         """A `Launch` as JSON: what this coordinator was made from, and the nodes that are drained now."""
         spec = msgspec.structs.replace(self._spec, drained=tuple(sorted(self._drained)))
-        return msgspec.json.encode(Launch(spec, ray_adapter.this_runtime_env()))
+        return msgspec.json.encode(Launch(spec, ray_adapter.this_runtime_env(), self._stopping))
 
     def ownership(self) -> dict[str, Any] | None:
         """Living hosts, shards and moves under way as the store has them now; None while it is not opened yet."""
@@ -443,14 +446,15 @@ class CoordinatorActor:
     async def _drain(self, node: str, *, draining: bool) -> dict[str, Any]:
         if self._store is None or self._coordination is None:
             raise ray_adapter.RayProblem("the coordinator is only starting: try again")
-        refused = ""
+        nothing = {"shards": 0, "starting": 0}
+        if not draining and node in self._coordination.draining_nodes:
+            return {**nothing, "refused": "Ray itself drains this node, and never takes that back"}
         try:
             live = [host for host in await self._store.hosts() if host.state is HostState.LIVE]
             ours = [host for host in live if host.node == node]
             others = [host for host in live if host.node != node and not host.draining]
             if draining and node not in self._drained and not others:
-                refused = "no other host could take its shards over, let a node join first"
-                return {"shards": 0, "starting": 0, "refused": refused}
+                return {**nothing, "refused": "no other host could take its shards over, let a node join first"}
             (self._drained.add if draining else self._drained.discard)(node)
             for host in ours:
                 if host.draining != draining and (draining or host.version == self._spec.version):
@@ -462,7 +466,7 @@ class CoordinatorActor:
         return {
             "shards": sum(bool({row.owner, row.assigned} & incarnations) for row in rows),
             "starting": int(node in self._starting),
-            "refused": refused,
+            "refused": "",
         }
 
     def pending(self) -> dict[str, int] | None:

@@ -44,7 +44,7 @@ class Running(msgspec.Struct, frozen=True):
     token_file: str
     drained: tuple[str, ...] = ()
     launch: Launch | None = None
-    """To make its coordinator again; None when there is none: somebody died between ending one and making the next."""
+    """To make its coordinator again; None when there is none that decides: who began to replace it, died."""
 
     @property
     def coordinator(self) -> bool:
@@ -60,7 +60,8 @@ def running(app_name: str) -> Running:
             raise UpgradeFailed(f"{app_name!r} runs already, and its coordinator does not answer: look again")
         launch = msgspec.json.decode(answer, type=Launch)
         spec = launch.spec
-        return Running(spec.version, spec.store, spec.settings, spec.token_file, spec.drained, launch)
+        again = None if launch.stopping else launch
+        return Running(spec.version, spec.store, spec.settings, spec.token_file, spec.drained, again)
     for answer in ray_adapter.ask_all(ray_status.host_actors(app_name), "spec", timeout_s=HOST_ANSWER_S):
         if isinstance(answer, bytes):
             host = msgspec.json.decode(answer, type=HostSpec)

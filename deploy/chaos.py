@@ -83,6 +83,8 @@ class Facts:
 
     hosts: Mapping[int, HostRow]
     """Live ones, by incarnation."""
+    condemned: frozenset[int]
+    """Those whose logs are not sealed yet."""
     shards: Sequence[ShardRow]
 
     def of(self, incarnation: int) -> frozenset[int]:
@@ -187,20 +189,6 @@ class Chaos:
         self._loaded = loaded_shards(SHARDS)
         self._kept: list[subprocess.Popen[bytes]] = []
         """Processes started here; they end with the nodes."""
-        self.faults: dict[str, Callable[[], Awaitable[Bite]]] = {
-            "host killed": self.kill_host,
-            "host stopped": self.stop_host,
-            "node killed": self.kill_node,
-            "coordinator killed": self.kill_coordinator,
-            "coordinator killed amid moves": self.kill_coordinator_amid_moves,
-            "drain": self.drain,
-            "joins": self.join,
-            "leave": self.leave,
-            "joins and a leave at once": self.join_and_leave,
-            "come and go": self.come_and_go,
-        }
-        if GCS_SURVIVES:
-            self.faults["GCS killed"] = self.kill_gcs
 
     # ---- a round
 
@@ -213,7 +201,7 @@ class Chaos:
         self.watch.begin()
         began = time.monotonic()
         try:
-            bite = await (fault or self.faults[name])()
+            bite = await (fault() if fault else FAULTS[name](self))
             await self.whole()
         except (TimeoutError, RuntimeError, ChaosFailed) as error:
             raise ChaosFailed(f"{told}: {error}") from error
@@ -255,7 +243,8 @@ class Chaos:
     async def facts(self) -> Facts:
         hosts = await self.store.hosts()  # before the shards: an owner that is not among them is news
         live = {host.incarnation: host for host in hosts if host.state is HostState.LIVE}
-        return Facts(live, await self.store.shards())
+        condemned = frozenset(host.incarnation for host in hosts if host.state is HostState.GONE)
+        return Facts(live, condemned, await self.store.shards())
 
     async def until(self, condition: Callable[[Facts], bool], what: str, look_s: float = LOOK_S) -> Facts:
         deadline = time.monotonic() + PATIENCE_S
@@ -271,7 +260,7 @@ class Chaos:
 
     def _loaded_of(self, facts: Facts, incarnation: int) -> frozenset[int]:
         """The shards of a host that have steady callers."""
-        return facts.of(incarnation) & self._loaded
+        return frozenset(facts.of(incarnation) & self._loaded)
 
     def victim(self, facts: Facts, *, head: bool = True) -> HostRow:
         """A host with steady callers, drawn at random."""
@@ -296,11 +285,12 @@ class Chaos:
         return Bite(shards, bit, f"host {victim.incarnation}, pid {process.pid}")
 
     async def _relieved(self, victim: HostRow) -> Facts:
-        """Once others serve all that it had."""
-        return await self.until(
-            lambda facts: victim.incarnation not in facts.hosts and facts.served(),
-            f"others serve what host {victim.incarnation} had",
-        )
+        """Once others serve all that it had, and its log is sealed."""
+
+        def relieved(facts: Facts) -> bool:
+            return victim.incarnation not in facts.hosts.keys() | facts.condemned and facts.served()
+
+        return await self.until(relieved, f"others serve what host {victim.incarnation} had")
 
     async def stop_host(self) -> Bite:
         """SIGSTOP of a host until others serve what it had, then SIGCONT. It bit when the process was ended while it
@@ -332,8 +322,8 @@ class Chaos:
         lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if " ended: " in line]
         return lines[-1] if lines else "it said nothing"
 
-    async def kill_node(self) -> Bite:
-        """SIGKILL of a raylet (not the head's) with its workers. Then a node joins in its place."""
+    async def kill_node(self, *, again: bool = True) -> Bite:
+        """SIGKILL of a raylet (not the head's) with its workers. `again`: then a node joins in its place."""
         facts = await self.facts()
         victim = self.victim(facts, head=False)
         node = self._by_id[victim.node]
@@ -343,8 +333,9 @@ class Chaos:
         del self._by_id[node.node_id]
         bit = process.pid in killed and node.raylet_pid in killed
         await self._relieved(victim)
-        await self.whole()
-        await self._add()
+        if again:
+            await self.whole()
+            await self._add()
         return Bite(shards, bit, f"node {node.index}: {len(killed)} processes, host {victim.incarnation} among them")
 
     async def kill_coordinator(self) -> Bite:
@@ -454,7 +445,7 @@ class Chaos:
         by_node = {host.node: incarnation for incarnation, host in after.hosts.items()}
         shares = [len(after.of(by_node[node.node_id])) for node in joined]
         moved = frozenset(shard for shard, owner in after.owners().items() if before[shard] != owner)
-        return Bite(moved & self._loaded, all(shares) and bool(moved & self._loaded), f"the new hosts have {shares}")
+        return Bite(moved & self._loaded, all(shares), f"the new hosts have {shares}")
 
     async def _add(self) -> Node:
         node = await asyncio.to_thread(self.nodes.add)
@@ -470,10 +461,11 @@ class Chaos:
     async def _leave(self, facts: Facts, victim: HostRow) -> Bite:
         shards = self._loaded_of(facts, victim.incarnation)
         node = self._by_id[victim.node]
+        process = _process(victim)
         await self._drain(victim)
         killed = await asyncio.to_thread(self.nodes.kill, node.index)
         del self._by_id[node.node_id]
-        bit = bool(shards) and _process(victim).pid in killed
+        bit = bool(facts.of(victim.incarnation)) and process.pid in killed
         return Bite(shards, bit, f"node {node.index} left, host {victim.incarnation} with it")
 
     async def join_and_leave(self) -> Bite:
@@ -507,7 +499,7 @@ class Chaos:
         deck: list[str] = []
         while time.monotonic() < end:
             if not deck:
-                deck = sorted(self.faults)
+                deck = sorted(FAULTS)
                 self.luck.shuffle(deck)
             nodes = len(self._by_id)
             if nodes < NODES_MIN:
@@ -531,7 +523,8 @@ class Chaos:
         """What `--json` writes."""
         gaps: dict[str, list[float]] = defaultdict(list)
         for fault in self.done:
-            gaps[fault.name.partition(" (")[0]].append(fault.gap_s * 1000)
+            if fault.gap_s:  # else no shard of a steady caller was concerned
+                gaps[fault.name.partition(" (")[0]].append(fault.gap_s * 1000)
         return {
             "lost": sum(len(fault.findings.lost) for fault in self.done),
             "doubled": sum(len(fault.findings.doubled) for fault in self.done),
@@ -559,6 +552,22 @@ class Chaos:
         return found
 
 
+FAULTS: dict[str, Callable[[Chaos], Awaitable[Bite]]] = {
+    "host killed": Chaos.kill_host,
+    "host stopped": Chaos.stop_host,
+    "node killed": Chaos.kill_node,
+    "coordinator killed": Chaos.kill_coordinator,
+    "coordinator killed amid moves": Chaos.kill_coordinator_amid_moves,
+    "drain": Chaos.drain,
+    "joins": Chaos.join,
+    "leave": Chaos.leave,
+    "joins and a leave at once": Chaos.join_and_leave,
+    "come and go": Chaos.come_and_go,
+}
+if GCS_SURVIVES:
+    FAULTS["GCS killed"] = Chaos.kill_gcs
+
+
 def _process(host: HostRow) -> psutil.Process:
     assert host.process is not None
     return psutil.Process(host.process.pid)
@@ -584,8 +593,9 @@ def _moving(facts: Facts) -> int:
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, seed: int, nodes: int = 3) -> AsyncIterator[Chaos]:
-    """A fresh cluster with its load. Nothing of it outlives the `async with` but the folder, which is the caller's."""
+async def running(folder: Path, seed: int, *, nodes: int = 3, pause_s: float = 0.03) -> AsyncIterator[Chaos]:
+    """A fresh cluster with its load. Nothing of it outlives the `async with` but the folder, which is the caller's.
+    `pause_s`: of each steady caller, between an answer and what it sends next."""
     async with contextlib.AsyncExitStack() as stack:
         ray = await asyncio.to_thread(RayNodes.start, nodes, environment=_surviving(folder))
         stack.push_async_callback(asyncio.to_thread, ray.stop)
@@ -602,6 +612,7 @@ async def running(folder: Path, seed: int, nodes: int = 3) -> AsyncIterator[Chao
                 folder=folder,
                 seed=seed,
                 shards=SHARDS,
+                pause_s=pause_s,
             )
         )
         chaos = Chaos(ray, store, load, started["token_file"], seed)
@@ -653,6 +664,9 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
 ) -> None:
     """Faults on a real Ray cluster under steady load, and whether the history is one that can be."""
+    unknown = sorted(set(fault or ()) - FAULTS.keys())
+    if unknown:
+        raise typer.BadParameter(f"{unknown} is none of {sorted(FAULTS)}", param_hint="--fault")
     drawn = random.SystemRandom().randrange(2**32) if seed is None else seed
     console.print(f"seed {drawn}")
     folder = Path(tempfile.mkdtemp(prefix="atoll-chaos-"))
@@ -676,9 +690,6 @@ async def _run(folder: Path, seed: int, minutes: float, names: Sequence[str]) ->
         console.print(line, soft_wrap=True)
 
     async with running(folder, seed) as chaos:
-        unknown = set(names) - chaos.faults.keys()
-        if unknown:
-            raise ChaosFailed(f"there is no fault {sorted(unknown)}; there are {sorted(chaos.faults)}")
         if names:
             for name in names:
                 await chaos.run(name, say)

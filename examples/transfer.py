@@ -6,18 +6,16 @@ python examples/transfer.py --cluster           the same calls, to that cluster
 
 A transfer is an entity of its own, which asks the payer, then the payee, and remembers how far it is:
 
-    NEW --begin--> RESERVING --reserved--> OFFERED --credited--> SETTLING --settled--> DONE
-                       |                     |  |                   |
-                    refused                  |  `---declined--------+---settled--> RETURNED
-                       v                     |
-                    REFUSED                  `--- its time is over: the payee is asked to decide now
+    NEW --begin--> RESERVING --reserved--> OFFERED --credited---> SETTLING --> DONE
+                      |                    ^    |  `---declined--> SETTLING --> RETURNED
+                      `--refused--> REFUSED `----' its time is over: the payee is asked to decide now
 
 Three things make it right whoever dies in between, and none of them is code here:
 
 - What a command changes, what it sends and what it schedules is committed together. There is no moment in which money
   is reserved and nobody knows for whom.
-- A message arrives exactly once, and those of one sender to one receiver in the order sent. So no command below asks
-  whether it has run before.
+- A message arrives exactly once, and those of one sender to one receiver in the order sent. So no command that a
+  message brings asks whether it has run before.
 - A timer outlives its host, and one that was cancelled never fires, even if its tick is queued already.
 """
 
@@ -102,7 +100,7 @@ class Account(atoll.Entity):
     @atoll.command
     def withdraw(self, transfer: str) -> None:
         # Offer and withdrawal come from one sender, so in this order. If nothing is offered any more, the owner was
-        # faster: the money is here, and the word of it on its way.
+        # faster, and word of what became of it is on its way.
         if self.offered.pop(transfer, None) is not None:
             self.context.send(self._transfer(transfer).declined, "nobody accepted it in time")
 

@@ -11,6 +11,7 @@ What the tail holds belongs to the new owner's dirty set, entities that it never
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -47,8 +48,10 @@ async def take_over(store: Store, incarnation: int, claims: Sequence[tuple[int, 
     for owner in sorted(sealed):
         await store.seal(owner)
     epochs = {row.shard: row.epoch for row in claimed}
-    # p is read after the seals: what the old owner's last checkpoint did is in it, what comes later cannot be
-    rows = {row.shard: row for row in await store.shards() if row.shard in epochs}
+    # p is read after the seals: what the old owner's last checkpoint did is in it, what comes later cannot be. Where
+    # there was nobody to seal, nobody but me could write since the claim.
+    current = await store.shards() if sealed else claimed
+    rows = {row.shard: row for row in current if row.shard in epochs}
     tails: dict[int, list[Record]] = defaultdict(list)
     for owner in sorted(sealed):
         for log_row in await store.read_log(owner):
@@ -63,10 +66,11 @@ async def take_over(store: Store, incarnation: int, claims: Sequence[tuple[int, 
         if row.state is ShardState.OWNED and row.owner == incarnation and row.epoch == epochs[shard]
     ]
     recovered = []
-    for row, pending in zip(owned, await store.read_pending([row.shard for row in owned]), strict=True):
+    work = await store.read_pending([row.shard for row in owned])
+    windows = await asyncio.gather(*(store.read_clients(row.shard) for row in owned))
+    for row, pending, clients in zip(owned, work, windows, strict=True):
         tail = sorted(tails[row.shard], key=lambda record: record.position)
         position = _checked(row, tail)
-        clients = await store.read_clients(row.shard)
         recovered.append(RecoveredShard(row, position, clients, tail, _lay(tail), pending))
     return recovered
 

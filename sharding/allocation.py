@@ -361,11 +361,16 @@ class _Draft:
             else:
                 heapq.heappop(givers)  # all that it has are on their way here, or are heavy
 
-    def _limit(self, taker: _Host) -> float:
-        """The load that it may be brought up to: a hot host would only have to give the shard away again."""
+    def _fits(self, taker: _Host) -> float:
+        """The load of the largest shard that it may be given: a hot host would only have to give it away again.
+
+        Shards so light that a whole share of them is a quarter of noise fit everywhere.
+        """
         taker.sort()
         aim = max(taker.fair, taker.hottest())
-        return aim if self._uneven else aim + self._bounds.noise(aim) / 2
+        noise = self._bounds.noise(aim)
+        limit = aim if self._uneven else aim + noise / 2
+        return max(noise / 4 / taker.share, limit - taker.load)
 
     def _nearest(self, giver: _Host, taker: _Host) -> int | None:
         """The shard that brings the taker nearest to its load: as much as each missing one should bring, not more than
@@ -374,7 +379,7 @@ class _Draft:
         wanted = max(0.0, taker.room / (taker.target - taker.count))
         fitting = len(giver.settled)
         if taker.count:  # an empty host takes anything: the lightest of two is no worse there
-            fitting = bisect_right(giver.settled, max(0.0, self._limit(taker) - taker.load), key=_load)
+            fitting = bisect_right(giver.settled, self._fits(taker), key=_load)
         above = bisect_left(giver.settled, wanted, hi=fitting, key=_load)
         near = [index for index in (above - 1, above) if 0 <= index < fitting]
         return min(near, key=lambda index: abs(giver.settled[index].load - wanted), default=None)
@@ -491,20 +496,3 @@ def _by_load(shard: ShardFacts) -> tuple[float, int]:
 
 def _heaviest(shard: ShardFacts) -> tuple[float, int]:
     return -shard.load, shard.shard
-
-
-def allocate(homeless: Sequence[int], load: Mapping[int, int]) -> dict[int, int]:
-    """Give each homeless shard to the host with the fewest shards (`load`: incarnation -> shards it has).
-
-    Returns shard -> incarnation; empty when there is no host. Ties go to the lower incarnation.
-    """
-    heap = [(shards, incarnation) for incarnation, shards in load.items()]
-    heapq.heapify(heap)
-    placed = {}
-    for shard in sorted(homeless):
-        if not heap:
-            break
-        shards, incarnation = heap[0]
-        placed[shard] = incarnation
-        heapq.heapreplace(heap, (shards + 1, incarnation))
-    return placed

@@ -149,15 +149,24 @@ class Owed:
         self._not_done(resident, pending, Status.INVALID_COMMAND, message)
 
     def failed_at_once(self, resident: Resident, pending: Pending, status: Status, message: str) -> None:
-        """A tell that is not accepted yet did not succeed. Its sender is answered: from now on it is owed."""
-        if resident.shard.phase is Phase.CLOSED:
+        """A tell that is not accepted yet did not succeed. Its sender is answered: from now on it is owed; but where
+        nothing is stored (a message only) it is not tried again, and its stream must not wait for it either."""
+        shard = resident.shard
+        if shard.phase is Phase.CLOSED:
             return
-        if status in _FAILED or not self.may_bury(resident.shard):
+        if not resident.kind.durable:
+            if self.may_bury(shard):
+                self.bury_arrived(shard, pending, "failed" if status in _FAILED else _reason(status), message)
+            else:
+                call = pending.call
+                pending.window.bounce(call.number)
+                pending.peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message.encode(), call.sender))
+        elif status in _FAILED or not self.may_bury(shard):
             self._accepting.stage(resident, pending, attempts=1)
             pending.counted = True
             self._not_done(resident, pending, status, message)
         else:
-            self.bury_arrived(resident.shard, pending, _reason(status), message)
+            self.bury_arrived(shard, pending, _reason(status), message)
 
     def waits_for_room(self, resident: Resident, pending: Pending) -> bool:
         """A message whose receiver finds no room for what it sends itself is taken over: the full outbox may be the one
@@ -167,16 +176,6 @@ class Owed:
         self._accepting.stage(resident, pending)
         self._later(resident, pending)
         return True
-
-    def set_aside(self, resident: Resident, pending: Pending, status: Status, message: str) -> None:
-        """A message that did not succeed, and that nobody can try again."""
-        if self.may_bury(resident.shard):
-            reason = "failed" if status in _FAILED else _reason(status)
-            self.bury_arrived(resident.shard, pending, reason, message)
-        else:
-            call = pending.call
-            pending.window.bounce(call.number)
-            pending.peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message.encode(), call.sender))
 
     def unable(self, resident: Resident, pending: Pending, status: Status, message: str) -> None:
         """Its entity cannot be brought into memory."""

@@ -225,7 +225,7 @@ class TurnPerformer:
             backlog = resident.backlog
             if backlog is not None and pending.client in backlog.parked:
                 backlog.parked[pending.client].append(pending)
-            elif pending.call.mode == Mode.TELL and resident.kind.durable:
+            elif pending.call.mode == Mode.TELL and (resident.kind.durable or pending.call.sender):
                 self._owed.unable(resident, pending, status, message)
             else:
                 self._answer(resident, pending, status, message.encode())
@@ -331,7 +331,7 @@ class TurnPerformer:
             return
         payload = result.payload
         if call.mode == Mode.TELL:
-            if result.status is not Status.OK and resident.kind.durable:
+            if result.status is not Status.OK and (resident.kind.durable or call.sender):
                 message = message_of(result.status, payload)
                 self._owed.failed_at_once(resident, pending, result.status, message)
                 return
@@ -367,9 +367,6 @@ class TurnPerformer:
         call, window, shard = pending.call, pending.window, resident.shard
         if shard.phase is Phase.CLOSED:
             return  # lost while it ran: nothing of it may be staged; the client asks the new owner
-        if call.sender and status is not Status.OK:  # of a kind that is not durable: its stream would wait for ever
-            self._owed.set_aside(resident, pending, status, message_of(status, payload))
-            return
         answer = Answer(call.shard, call.number, status, payload, call.sender)
         if effects is None and not (resident.kind.durable and (call.attempt > 1 or call.command_id or call.sender)):
             window.remember(call.number, RecordedReply(status, payload, 0), resident.ticket)

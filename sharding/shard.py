@@ -66,8 +66,13 @@ class OwnedShard:
         self.backlog = {(mailbox.kind, mailbox.id): mailbox.entries for mailbox in pending.mailboxes}
         """Entities not in memory that have stored mailbox entries: how many, roughly."""
         self.backlog.update((key, 1) for key in waiting.mailboxes() if key not in self.backlog)
-        self.dead_letters = pending.dead_letters + len(recovered.overlay.dirty.letters)
+        self.dead_letters = pending.dead_letters
         """How many, roughly; staged ones included."""
+        for number, letter in recovered.overlay.dirty.letters.items():
+            if letter is not None:
+                self.dead_letters += 1
+            elif number <= recovered.row.position:  # the tables have it still
+                self.dead_letters -= 1
         self.outbox: dict[int, int] = {}
         """Messages on their way: number -> bytes."""
         self.delivered: list[int] = []

@@ -196,7 +196,7 @@ class FailpointCluster:
         for each in rest:
             each.cancel()
         self._bury()
-        assert done, f"it did not bite: no host got to {step!r} for the time number {nth}"
+        assert done, f"it did not bite: no host got to {step!r} {nth} times; {await self.store.shards()}"
         for host in armed:
             await host.counts()  # forgets its order, or is dead too
         self._bury()
@@ -226,6 +226,7 @@ class FailpointCluster:
             async with asyncio.timeout(PATIENCE_S):
                 await work
         await load.settle(settle_s)
+        await load.check()
         await self.at_rest()
         await load.check()
         return load

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from datetime import timedelta
 from typing import ClassVar
@@ -57,6 +58,13 @@ class Post(atoll.Entity):
             raise RuntimeError(f"on purpose: {item}")
 
     @atoll.command
+    def fail_once(self, item: str) -> None:
+        RUNS[item] += 1
+        self.items.append(item)
+        if RUNS[item] == 1:
+            raise RuntimeError(f"on purpose: {item}")
+
+    @atoll.command
     async def fail_slowly(self, item: str, seconds: float, times: int) -> None:
         RUNS[item] += 1
         await asyncio.sleep(seconds)
@@ -71,6 +79,12 @@ class Post(atoll.Entity):
         await other.put.tell(items[0])
         await asyncio.sleep(seconds)
         await other.put(items[1])
+
+    @atoll.command
+    async def ask_and_give_up(self, to: str, item: str, wait_s: float, timeout_s: float) -> None:
+        await asyncio.sleep(wait_s)
+        with contextlib.suppress(atoll.OutcomeUnknown, atoll.NotExecuted):
+            await self.context.entity(Post, to).put.using(timeout=timeout_s)(item)
 
     @atoll.command
     def refuse(self, item: str) -> None:
@@ -98,6 +112,11 @@ class Post(atoll.Entity):
         self.context.send(getattr(self.context.entity(Post, to), what), item)
 
     @atoll.command
+    def fan_out(self, items: list[str], through: str, to: str) -> None:
+        for item in items:
+            self.context.send(self.context.entity(Post, through).pass_on, item, to)
+
+    @atoll.command
     def pass_on(self, item: str, to: str) -> None:
         RUNS[item] += 1
         self.items.append(item)
@@ -121,12 +140,43 @@ class Post(atoll.Entity):
         self.context.schedule(name, every, self.put, item, every=every, missed=missed)
 
     @atoll.command
+    def schedule_again(self, name: str, ms: int, times: int, tick: int = 0) -> None:
+        """Tick that many times, by setting it anew each time."""
+        if tick:
+            self.items.append(f"{name}{tick}")
+        if tick < times:
+            self.context.schedule(name, timedelta(milliseconds=ms), self.schedule_again, name, ms, times, tick + 1)
+
+    @atoll.command
+    def repeat_until(self, name: str, every_ms: int, times: int) -> None:
+        """Tick that many times, by cancelling what repeats."""
+        if self.context.due is None:
+            every = timedelta(milliseconds=every_ms)
+            self.context.schedule(name, every, self.repeat_until, name, every_ms, times, every=every)
+            return
+        ticks = sum(item.startswith(name) for item in self.items) + 1
+        self.items.append(f"{name}{ticks}")
+        if ticks == times:
+            self.context.cancel(name)
+
+    @atoll.command
+    async def wait_a_second(self, item: str) -> None:
+        RUNS[item] += 1
+        await asyncio.sleep(1.0)
+
+    @atoll.command
     def cancel(self, name: str) -> None:
         self.context.cancel(name)
 
     @atoll.command
     def clear(self) -> None:
         self.context.delete()
+
+    @atoll.command
+    def clear_and_schedule(self, name: str, ms: int, item: str) -> None:
+        self.context.schedule(f"{name} before", timedelta(milliseconds=ms), self.put, f"{item} before")
+        self.context.delete()
+        self.context.schedule(name, timedelta(milliseconds=ms), self.put, item)
 
     @atoll.query
     def read(self) -> list[str]:

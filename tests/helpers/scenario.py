@@ -299,9 +299,7 @@ class Scenario(SimCluster):
         rows = await self.log(host)
         return [record for row in rows for record in decode_batch(row.content, host.incarnation, row.n)]
 
-    def raw_client(
-        self, client: int, host: Host, generation: int = 1, *, kind: type[atoll.Entity] = Box
-    ) -> RawClient:
+    def raw_client(self, client: int, host: Host, generation: int = 1, *, kind: type[atoll.Entity] = Box) -> RawClient:
         """`kind`: of the entities that it calls, unless a call says otherwise."""
         raw = RawClient(self, client, generation, kind)
         raw.connect(host)
@@ -311,9 +309,7 @@ class Scenario(SimCluster):
 class RawClient:
     """Implements `Peer` (sharding/messages.py): sends what the script says, and keeps what it hears."""
 
-    def __init__(
-        self, scenario: Scenario, client: int, generation: int = 1, kind: type[atoll.Entity] = Box
-    ) -> None:
+    def __init__(self, scenario: Scenario, client: int, generation: int = 1, kind: type[atoll.Entity] = Box) -> None:
         self.client = client
         self.generation = generation
         self.heard: list[Message] = []
@@ -341,6 +337,7 @@ class RawClient:
         self,
         number: int,
         method: str,
+        /,
         *,
         kind: type[atoll.Entity] | None = None,
         id: str = "a",
@@ -382,7 +379,7 @@ class RawClient:
         """In the host's process, so that a kill stops what it starts."""
         self._scenario.hosts[host.incarnation].context.copy().run(act)
 
-    def tell(self, number: int, method: str, **more: Any) -> None:
+    def tell(self, number: int, method: str, /, **more: Any) -> None:
         self.call(number, method, mode=Mode.TELL, **more)
 
     async def accepted(self, number: int) -> None:
@@ -406,7 +403,7 @@ class RawClient:
         await until(lambda: self.answers(number))
         return self.answers(number)[-1]
 
-    async def ask(self, number: int, method: str, **more: Any) -> Any:
+    async def ask(self, number: int, method: str, /, **more: Any) -> Any:
         """Call, and return the result, which must be OK."""
         before = len(self.answers(number))
         self.call(number, method, **more)

@@ -5,7 +5,8 @@
 A driver process tells it what to do by lines of JSON on standard input, and it answers by such lines: `{"id": 1,
 "begin": "name of the round"}` · `{"id": 2, "more": 500}` answered after so many more answers · `{"id": 3, "end":
 "FILE"}` when nothing is under way any more and all operations stand in the file · `{"id": 4, "drain": "NODE"}`, and
-`"undrain"`, which only a client inside Ray can do. At the end of its input it ends.
+`"undrain"`, which only a client inside Ray can do · `{"id": 5, "table": true}` answered with the `owners` of all shards
+as it knows them. At the end of its input it ends.
 """
 
 from __future__ import annotations
@@ -143,6 +144,9 @@ class Client:
             callers, self._callers = self._callers, None
             await callers.end()
             await asyncio.to_thread(Path(told["end"]).write_bytes, msgspec.json.encode(callers.operations))
+        elif "table" in told:
+            routes = [self._cluster.client.table.route(shard) for shard in range(self._spec.shards)]
+            return {"id": told["id"], "owners": [None if route is None else route.incarnation for route in routes]}
         else:
             await asyncio.to_thread(_drain, self._cluster.app_name, told)
         return {"id": told["id"]}

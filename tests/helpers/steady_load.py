@@ -68,20 +68,26 @@ class SteadyClient:
             raise
         return client
 
-    async def tell(self, **command: Any) -> None:
-        """Let it do something; returns when it is done."""
+    async def tell(self, **command: Any) -> dict[str, Any]:
+        """Let it do something; returns its answer when that is done."""
         number = next(self._ids)
         self._asked[number] = asyncio.get_running_loop().create_future()
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"id": number, **command}).encode() + b"\n")
-        await self._answer(number)
+        return await self._answer(number)
 
-    async def _answer(self, number: int) -> None:
+    async def owners(self) -> list[int | None]:
+        """Who owns each shard, as it knows."""
+        owners: list[int | None] = (await self.tell(table=True))["owners"]
+        return owners
+
+    async def _answer(self, number: int) -> dict[str, Any]:
         async with asyncio.timeout(TIMEOUT_S):
             answer = await self._asked[number]
         del self._asked[number]
         if "error" in answer:
             raise ClientFailed(f"{answer['error']}\n{self._said()}")
+        return answer
 
     async def _read(self) -> None:
         assert self._process.stdout is not None

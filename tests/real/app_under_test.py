@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
+from pathlib import Path
 
 import atoll
 
@@ -35,5 +37,22 @@ class Burner(atoll.Entity, durable=False):
         return os.getpid()
 
 
-app = atoll.App("under-test", entities=[Ledger, Burner])
+class Gate(atoll.Entity):
+    """Its command takes until a file is there."""
+
+    passed: int = 0
+
+    @atoll.command
+    async def wait_for(self, path: str) -> int:
+        while not Path(path).exists():  # noqa: ASYNC110, ASYNC240 - it is opened from another process
+            await asyncio.sleep(0.02)
+        self.passed += 1
+        return self.passed
+
+    @atoll.query
+    def count(self) -> int:
+        return self.passed
+
+
+app = atoll.App("under-test", entities=[Ledger, Burner, Gate])
 other = atoll.App("under-test-2", entities=[Ledger])

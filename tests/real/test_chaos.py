@@ -19,20 +19,21 @@ from luck import Luck
 from steady_client import entity_in
 
 import atoll
+from atoll.sharding.table import Route
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300), pytest.mark.asyncio(loop_scope="module")]
 
 GAP_MAX_S = 30.0
 """What anybody may wait here, beside other tests on a small machine. The rows' own bounds are those of the soak tests."""
-PAUSE_S = 0.05
-"""A steady caller sees such gaps also when nothing happens."""
+PAUSE_S = 0.1
+"""Of a steady caller: the load leaves the machine room to start nodes. It is part of every gap."""
 LEASE_S = 3.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def chaos(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Chaos]:
     """Two nodes at first. Every fault leaves the cluster whole, with the nodes that are there then."""
-    async with running_chaos(tmp_path_factory.mktemp("chaos"), Luck().first_seed, nodes=2) as found:
+    async with running_chaos(tmp_path_factory.mktemp("chaos"), Luck().first_seed, nodes=2, pause_s=PAUSE_S) as found:
         yield found
 
 
@@ -44,30 +45,33 @@ def nothing_went_wrong(fault: Fault) -> None:
 
 
 async def all_agree_on_the_table(chaos: Chaos) -> None:
-    """Every host, and so the clients that it tells, knows of each shard who owns it."""
+    """Both clients, and every host: what it tells a client that knows nobody else."""
     facts = await chaos.whole()
-    for host in facts.hosts.values():
-        async with (
-            atoll.connect(f"tcp://{host.address}", token_file=chaos.token_file) as cluster,
-            asyncio.timeout(PATIENCE_S),
-        ):
-            while True:
-                routes = {shard: cluster.client.table.route(shard) for shard in range(SHARDS)}
-                known = {shard: None if route is None else route.incarnation for shard, route in routes.items()}
-                if known == facts.owners():
-                    break
-                await asyncio.sleep(0.02)  # hosts look at the store four times a second
+    owners = [facts.owners()[shard] for shard in range(SHARDS)]
+    async with asyncio.timeout(PATIENCE_S):
+        for process in (chaos.load.inside, chaos.load.outside):
+            while await process.owners() != owners:  # noqa: ASYNC110 - another process is asked
+                await asyncio.sleep(0.02)
+        for host in facts.hosts.values():
+            async with atoll.connect(f"tcp://{host.address}", token_file=chaos.token_file) as cluster:
+                client = cluster.client
+                while [_incarnation(client.table.route(n)) for n in range(SHARDS)] != owners:  # noqa: ASYNC110 - a table
+                    await asyncio.sleep(0.02)
+
+
+def _incarnation(route: Route | None) -> int | None:
+    return None if route is None else route.incarnation
 
 
 async def test_two_nodes_join_under_load_and_get_their_share(chaos: Chaos) -> None:
     """S02: a third and a fourth node: their hosts hold their share within 10 %, no command fails meanwhile, and all agree
     on who owns what afterwards."""
-    fault = await chaos.inflict("joins")
-    nothing_went_wrong(fault)
-    facts = await chaos.whole()
-    assert len(facts.hosts) == 4
-    shares = [len(facts.of(incarnation)) for incarnation in facts.hosts]
-    assert all(0.9 * 64 <= share <= 1.1 * 64 for share in shares), shares
+    before = await chaos.whole()
+    nothing_went_wrong(await chaos.inflict("joins"))
+    after = await chaos.whole()
+    assert len(after.hosts) == len(before.hosts) + 2
+    shares = [len(after.of(incarnation)) * len(after.hosts) / SHARDS for incarnation in after.hosts]
+    assert all(0.9 <= share <= 1.1 for share in shares), shares
     await all_agree_on_the_table(chaos)
 
 
@@ -105,9 +109,9 @@ async def test_a_host_stands_still_beyond_its_lease_under_load(chaos: Chaos) -> 
     nothing_went_wrong(await chaos.inflict("host stopped"))
 
 
-async def test_a_node_is_killed_under_load_and_comes_back(chaos: Chaos) -> None:
-    """S04: SIGKILL of a raylet and all its workers; then a node joins in its place, and its host gets its share."""
-    nothing_went_wrong(await chaos.inflict("node killed"))
+async def test_a_node_is_killed_under_load(chaos: Chaos) -> None:
+    """S04: SIGKILL of a raylet and all its workers: nothing is lost, no command fails. (`make chaos` brings it back.)"""
+    nothing_went_wrong(await chaos.inflict("node killed", partial(chaos.kill_node, again=False)))
 
 
 @pytest.mark.skipif(not GCS_SURVIVES, reason="this version of Ray cannot restart its GCS without more software")

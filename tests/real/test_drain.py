@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from app_under_test import Gate
 from append_load import AppendLoad
 from command_line import CommandLine
 from running_app import RunningApp, actor_processes, until_gone
@@ -131,3 +132,22 @@ async def test_a_host_that_gets_a_sigterm_loses_nothing(running: RunningApp, see
     after = await asyncio.to_thread(running.whole)
     assert victim["incarnation"] not in [host["incarnation"] for host in after["hosts"]]
     assert len(actor_processes(running.nodes, "HostActor")) == 3
+
+
+async def test_stopping_lets_turns_end_and_leaves_what_was_accepted_in_the_store(
+    running: RunningApp, cli: CommandLine, seed: int
+) -> None:
+    """`atoll stop` waits for the turn that runs, gives its shard back, and says what is left; the next start does it."""
+    gate = cli.folder / f"open-{seed}"
+    async with running.connected() as cluster:
+        for _ in range(5):
+            await cluster.entity(Gate, f"gate-{seed}").wait_for.tell(str(gate))
+        stop = cli.begin("stop", running.name)
+        await asyncio.to_thread(running.until, lambda found: found["served"] < found["shards"])
+        gate.touch()
+    output, errors = await asyncio.to_thread(stop.communicate, timeout=60)
+    assert (output, errors) == ("under-test is stopped\n  left in its store  4 commands\n", "")
+    await asyncio.to_thread(cli.start)
+    async with running.connected() as cluster, asyncio.timeout(20):
+        while await cluster.entity(Gate, f"gate-{seed}").count() < 5:  # noqa: ASYNC110 - the host says nothing by itself
+            await asyncio.sleep(0.05)

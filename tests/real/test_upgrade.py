@@ -170,21 +170,23 @@ async def test_a_version_that_does_not_start_leaves_the_old_one_serving(
 async def test_an_upgrade_whose_command_line_is_killed_is_finished_by_the_next_one(
     upgraded: RunningApp, versions: Versions, seed: int
 ) -> None:
-    """S17: SIGKILL at some moment, of the way back to an older version: everything is served on; `atoll start` once more
+    """S17: SIGKILL at some moment of the way back to an older version: everything is served on; `atoll start` once more
     comes to the same end, and no command failed."""
     rng = random.Random(seed)
+    before = await asyncio.to_thread(upgraded.whole)
+    wanted = "1" if before["version"] == "2" else "2"
     async with upgraded.connected() as cluster:
         async with AppendLoad(cluster, seed, workers=8) as load:
             await load.answered(100)
-            start = versions.cli.begin(*versions.arguments("1"))
+            start = versions.cli.begin(*versions.arguments(wanted))
             await load.answered(rng.randrange(100, 1500))
             start.send_signal(signal.SIGKILL)
             await asyncio.to_thread(start.communicate, timeout=30)
-            again = await asyncio.to_thread(versions.cli.run, *versions.arguments("1"))
+            again = await asyncio.to_thread(versions.cli.run, *versions.arguments(wanted))
             told = f"seed {seed}: {again.stderr}"
             assert again.returncode == 0 or goes_on(again), told
-            found = await asyncio.to_thread(upgraded.until, lambda found: in_service(found) == {("1", "live")}, 90)
-            assert found["version"] == "1", told
+            found = await asyncio.to_thread(upgraded.until, lambda found: in_service(found) == {(wanted, "live")}, 90)
+            assert found["version"] == wanted, told
             await load.answered(100)
         await load.check(cluster)
     assert len((await asyncio.to_thread(upgraded.whole))["hosts"]) == 3

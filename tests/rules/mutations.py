@@ -541,8 +541,8 @@ MUTATIONS = [
         "PR21",
         "looking a command ID up in the tables",
         "sharding/performer.py",
-        "            if row is not None:\n                self._repeat",
-        "            if False:\n                self._repeat",
+        "        if row is not None:\n            self._repeat",
+        "        if False:\n            self._repeat",
         ONCE + "test_one_command_id_from_two_clients_at_once_and_again_later_is_one_effect",
     ),
     Mutation(

@@ -509,3 +509,22 @@ def test_what_a_release_lets_in_keeps_its_place_behind_what_was_accepted_before(
         assert await read(s, "e") == ["slow", "told", "asked"]
 
     play(script, Post)
+
+
+def test_a_release_is_done_although_it_let_in_a_call_that_its_asker_gave_up() -> None:
+    """PR13: every runner is busy, so that the call has not begun when the turn that waited for it ends: nothing of it is
+    staged behind the release's back; its client finds the next owner."""
+
+    async def script(s: Scenario) -> None:
+        a, b = await s.host(0), await s.host()
+        c = client_of(s, 7, a)
+        c.call(1, "ask_and_give_up", to="e", item="let in", wait_s=1.0, timeout_s=1.0)
+        await until(lambda: a.shards[0].residents["Post", "a"].running)
+        assert await s.hosts[a.incarnation].run(a.ownership.release(0))
+        assert not a.ended.done()
+        assert (await c.answer(1))[0] is Status.OK
+        await s.give(b, 0)
+        await asyncio.sleep(5)
+        assert await read(s, "e") == []
+
+    play(script, Post, runners_max=1)

@@ -140,7 +140,9 @@ class Watch:
         owed = sum(pending.entry != 0 for resident in residents for pending in in_memory(resident))
         residents = [resident for resident in residents if resident.shard.phase is not Phase.CLOSED]
         ticks = sum(pending.timer is not None for resident in residents for pending in in_memory(resident))
-        assert host._holdings.in_memory == owed, f"host {host.incarnation} counts {host._holdings.in_memory}, not {owed}"
+        assert host._holdings.in_memory == owed, (
+            f"host {host.incarnation} counts {host._holdings.in_memory}, not {owed}"
+        )
         assert sum(host._timers._in_flight.values()) == ticks, f"host {host.incarnation}"
         assert ticks <= settings.timers_in_flight_max
         stored = sum(resident.backlog.stored for resident in residents if resident.backlog is not None)
