@@ -399,34 +399,41 @@ class _Draft:
         heapq.heapify(cold)
         suspects.sort(key=lambda host: (-host.level, host.incarnation))
         for giver in suspects:
-            if cold and giver.load > (aim := _aim(giver, cold[0][1])) + self._bounds.noise(aim):
-                self._cool(giver, cold)
+            self._cool(giver, cold)
 
     def _cool(self, giver: _Host, cold: _Heap) -> None:
+        begun = False
         while self._budget and cold and giver.count > 1:
             taker = cold[0][1]
-            aim = _aim(giver, taker)
-            excess = giver.load - aim - self._bounds.noise(aim) / 2
-            index = self._worth_moving(giver, taker, excess) if excess > 0 else None
+            index = self._worth_moving(giver, taker, begun=begun)
             if index is None:
                 return
             self._hand_over(giver, index, taker, Reason.LOAD)
             _renew(cold, (-taker.room, taker.incarnation), stays=taker.count < taker.most)
+            begun = True
 
-    def _worth_moving(self, giver: _Host, taker: _Host, excess: float) -> int | None:
-        """Of the shards that fit, the lightest that is enough, else the heaviest.
+    def _worth_moving(self, giver: _Host, taker: _Host, *, begun: bool) -> int | None:
+        """Of the shards that fit, the lightest that is enough, else the heaviest. Enough is what leaves the host with its
+        share, or with what fits nowhere.
 
-        When none fits: the lightest, if even the taker with it would be less hot than the giver by more than noise.
+        Where several that fit nowhere are together, they are parted first: the lightest of them goes, if even the taker
+        with it would be less hot than the giver by more than noise.
         """
-        measured = bisect_right(giver.settled, 0.0, key=_load)
         fitting = bisect_right(giver.settled, taker.room, key=_load)
-        if measured < fitting:
-            return min(bisect_left(giver.settled, excess, lo=measured, key=_load), fitting - 1)
-        if measured == len(giver.settled):
+        heavy = [shard.load for shard in giver.settled[fitting:]]
+        if giver.arriving > taker.room:
+            heavy.append(giver.arriving)
+        aim = max(giver.fair, sum(heavy))
+        if len(heavy) > 1 and fitting < len(giver.settled) and aim > giver.cool:
+            then = taker.load + giver.settled[fitting].load
+            if then + self._bounds.noise(then) < giver.level * taker.fair:
+                return fitting
+        excess = giver.load - aim
+        if excess <= self._bounds.noise(aim) / (2 if begun else 1):
             return None
-        then = taker.load + giver.settled[measured].load
-        gains = then + self._bounds.noise(then) < giver.level * taker.fair
-        return measured if gains else None
+        measured = bisect_right(giver.settled, 0.0, key=_load)
+        enough = bisect_left(giver.settled, excess - self._bounds.noise(aim) / 2, lo=measured, key=_load)
+        return min(enough, fitting - 1) if measured < fitting else None
 
     # ---- the outcome
 
@@ -454,12 +461,6 @@ def _need(host: _Host) -> tuple[float, ...]:
     if cool and host.count < host.target:
         return 0, -host.version, host.level, count, host.incarnation
     return (1 if cool and host.count < host.most else 2), 0, count, host.level, host.incarnation
-
-
-def _aim(host: _Host, roomiest: _Host) -> float:
-    """The load that a hot host can come down to: its share, or a shard that fits nowhere else."""
-    hottest = host.hottest()
-    return host.fair if hottest <= roomiest.room else max(host.fair, hottest)
 
 
 def _renew(heap: _Heap, key: tuple[float, ...], *, stays: bool) -> None:

@@ -215,7 +215,7 @@ class Intake:
         for waiting in call.chain:
             kind, _, id = waiting.partition("/")
             resident = shard.residents.get((kind, id))
-            if resident is not None and resident.scheduled:
+            if resident is not None and resident.running is not None:
                 return True
         return False
 

@@ -265,6 +265,7 @@ class Ownership:
         try:
             async with asyncio.timeout(self._settings.release_deadline_s):
                 await shard.turns_ended()
+                self._bounce(shard)  # what was let in for a turn that is over: nothing may be staged from here on
                 await self._commits.settled(shard.ticket)
         except TimeoutError:
             if shard.phase is Phase.CLOSED:

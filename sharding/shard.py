@@ -111,8 +111,8 @@ class OwnedShard:
             self._quiet.set()
 
     async def turns_ended(self) -> None:
-        """Wait until no turn of its entities is waiting inside."""
-        if self._running:
+        """Wait until no turn of its entities is waiting inside: none is when this returns."""
+        while self._running:
             await self._quiet.wait()
 
     def committed(self, record: Record, size: int) -> None:

@@ -167,7 +167,6 @@ class Placements:
         )
         for i, mine in loads.items():
             rounded = fair[i] * math.ceil(share[i]) / share[i]
-            stays = max(mine, default=0.0)
-            aim = rounded if stays <= room else max(rounded, stays)
+            aim = max(rounded, sum(load for load in mine if load > room))
             if sum(mine) > 1.001 * (aim + self.bounds.noise(aim)) and counts[i] > 1:
                 assert not any(0 < load <= 0.999 * room for load in mine), (i, sum(mine), aim, room)

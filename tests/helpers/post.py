@@ -84,7 +84,7 @@ class Post(atoll.Entity):
     async def ask_and_give_up(self, to: str, item: str, wait_s: float, timeout_s: float) -> None:
         await asyncio.sleep(wait_s)
         with contextlib.suppress(atoll.OutcomeUnknown, atoll.NotExecuted):
-            await self.context.entity(Post, to).put.using(timeout=timeout_s)(item)
+            await self.context.entity(Post, to).put_slowly.using(timeout=timeout_s)(item, 0.1)
 
     @atoll.command
     def refuse(self, item: str) -> None:

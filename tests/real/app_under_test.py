@@ -56,3 +56,5 @@ class Gate(atoll.Entity):
 
 app = atoll.App("under-test", entities=[Ledger, Burner, Gate])
 other = atoll.App("under-test-2", entities=[Ledger])
+picky = atoll.App("picky", entities=[Ledger], requires={"node:__internal_head__": 1})
+"""Its hosts may only be on the head node, which alone has that resource."""

@@ -85,6 +85,22 @@ def test_what_cannot_be_drained_is_refused_in_one_line(running: RunningApp, cli:
     assert {host["state"] for host in running.status()["hosts"]} == {"live"}
 
 
+def test_only_nodes_with_what_the_app_requires_get_hosts(running: RunningApp, cli: CommandLine) -> None:
+    """One host, on the only node that has it; that node is not drained, since nobody could take its shards over."""
+    running.whole()
+    head = node_of(running, 0)
+    started = cli.start("app_under_test:picky")
+    try:
+        assert [host["node"] for host in started["hosts"]] == [head.node_id]
+        assert started["served"] == started["shards"]
+        said = cli.refused("drain", head.node_id)
+        assert said == "'picky': no other host could take its shards over, let a node join first"
+        assert [host["state"] for host in cli.asked("status", "picky")["hosts"]] == ["live"]
+    finally:
+        cli.run("stop", "picky")
+        cli.run("drain", head.node_id, "--undo")
+
+
 async def test_a_node_that_joins_gets_a_host_and_one_that_ray_drains_leaves_without_an_error(
     running: RunningApp, seed: int
 ) -> None:

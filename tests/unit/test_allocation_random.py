@@ -122,18 +122,22 @@ def test_any_large_cluster_settles(seed: int, loads: str) -> None:
 @settings(deadline=None, max_examples=40)
 @given(SEEDS, st.sampled_from(["uniform", "exponential", "heavy tail", "few are busy", "all too hot"]))
 def test_the_largest_load_goes_down(seed: int, loads: str) -> None:
-    """S11: no evening out, of counts or loads, makes the hottest host hotter than it was, noise aside."""
+    """S11: no evening out, of counts or loads, makes the hottest host hotter than it was: a part of noise aside, for
+    light shards that it takes over.
+    """
     luck = random.Random(seed)
     paper = drawn_cluster(luck, 6, 90, loads)
     paper.hosts = {i: HostFacts(i, host.weight) for i, host in paper.hosts.items()}
     paper.moving.clear()
     paper.holders = {shard: luck.choice([1, 1, 2, 3, 4, 5, 6]) for shard in paper.holders}
     assume(sum(paper.loads) > 0)
+    of = paper.eligible()
     before = max(paper.levels().values())
     paper.settle(rounds_max(paper))
     after = max(paper.levels().values())
-    fair = sum(paper.loads) / len(paper.hosts)
-    assert after <= max(before, 1 + paper.bounds.noise(fair) / fair)
+    fair = sum(paper.loads) * min(host.weight / sum(h.weight for h in of) for host in of)  # of the smallest host
+    most = max(before, 1 + paper.bounds.noise(fair) / fair)
+    assert after <= most + paper.bounds.noise(most * fair) / fair / 4
 
 
 # ---- noise
