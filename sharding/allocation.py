@@ -413,8 +413,8 @@ class _Draft:
             begun = True
 
     def _worth_moving(self, giver: _Host, taker: _Host, *, begun: bool) -> int | None:
-        """Of the shards that fit, the lightest that is enough, else the heaviest. Enough is what leaves the host with its
-        share, or with what fits nowhere.
+        """Of the shards that fit, the lightest that is enough, else the heaviest. Enough is what leaves the host with
+        its share, or with what fits nowhere.
 
         Where several that fit nowhere are together, they are parted first: the lightest of them goes, if even the taker
         with it would be less hot than the giver by more than noise.

@@ -189,10 +189,9 @@ async def test_a_handler_that_burns_cpu_delays_its_host_and_does_not_cost_it_its
         assert not burning.done(), "the look came too late"
         assert all(host["lease_valid"] for host in meanwhile["hosts"])
         assert await burning in {host["pid"] for host in before["hosts"]}
+    # of its shards some may be moved since: it is busier than the others
     after = await asyncio.to_thread(running.whole)
-    assert [(host["incarnation"], host["shards"]) for host in after["hosts"]] == [
-        (host["incarnation"], host["shards"]) for host in before["hosts"]
-    ]
+    assert [host["incarnation"] for host in after["hosts"]] == [host["incarnation"] for host in before["hosts"]]
 
 
 async def test_stopping_works_without_a_coordinator_that_answers(running: RunningApp) -> None:
