@@ -25,6 +25,7 @@ import msgspec
 from ..actors.errors import AtollError, Unavailable
 from ..actors.settings import Settings
 from ..sharding.messages import Answer, Message, Moved, OutOfOrder, Poke, TableUpdate
+from ..sharding.retries import pause_s
 from ..sharding.table import ShardTable
 from .handshake import Refusal
 from .lanes import Lane, lane_key
@@ -164,17 +165,14 @@ class Carrier(ABC, Generic[L]):
         lane.link = None
         if lane.retry is None:
             lane.retries += 1
-            lane.retry = self._loop.call_later(self._pause(lane.retries), self._retry, lane)
+            lane.retry = self._loop.call_later(self._pause_s(lane.retries), self._retry, lane)
 
     def _retry(self, lane: L) -> None:
         lane.retry = None
         self._route(lane)
 
-    def _pause(self, retries: int) -> float:
-        """Exponential backoff with full jitter (AWS Architecture Blog, 2015)."""
-        settings = self._settings
-        ceiling = min(settings.retry_max_s, settings.retry_first_s * 2.0 ** min(retries, 20))
-        return self._world.random.uniform(0, ceiling)
+    def _pause_s(self, retries: int) -> float:
+        return pause_s(self._world, self._settings.retry_first_s, self._settings.retry_max_s, retries)
 
     def _learn(self, entries: Sequence[tuple[int, int, int, str]]) -> None:
         news = {shard: address for shard, _, _, address in self._table.merge(entries)}

@@ -84,7 +84,7 @@ class Client(Carrier[CommandLane]):
                     if self._refused is not None:
                         raise self._refused
                     if not self._links:
-                        await asyncio.sleep(self._pause(3))
+                        await asyncio.sleep(self._pause_s(3))
         except TimeoutError:
             raise Unavailable(
                 f"no host answers at {', '.join(self._seeds)} within {timeout_s:g} s: is the app running there?"

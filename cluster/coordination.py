@@ -224,7 +224,7 @@ class Coordination:
 
     def _take_load(self, link: Link, message: Load) -> None:
         """Smoothed over the last few reports, so that a moment's work moves nothing."""
-        for incarnation in [i for i, known in self._links.items() if known is link]:
+        for incarnation in self._behind(link):
             before = self._loads.get(incarnation, {})
             now = {shard: busy_us / 1000 / max(1, message.interval_ms) for shard, busy_us in message.shards}
             self._loads[incarnation] = {
@@ -232,8 +232,12 @@ class Coordination:
                 for shard, load in now.items()
             }
 
+    def _behind(self, link: Link) -> list[int]:
+        """The host that this connection leads to, if it is still that host's."""
+        return [incarnation for incarnation, known in self._links.items() if known is link]
+
     def closed(self, link: Link, reason: str) -> None:
-        for incarnation in [i for i, known in self._links.items() if known is link]:
+        for incarnation in self._behind(link):
             del self._links[incarnation]
             self._suspect(incarnation)
 

@@ -49,6 +49,17 @@ NO_WINDOW: Window[Pending] = Window()
 """Of what is owed: its number was answered for when it was accepted."""
 
 
+class _NoHandler:
+    """Stands in a `Pending` that will never run."""
+
+    name = ""
+    is_query = False
+    is_async = False
+
+
+NO_HANDLER: Handler = _NoHandler()  # type: ignore[assignment]  # never run: it only carries an answer, or a letter
+
+
 def owed(shard: OwnedShard, row: MailboxRow, handler: Handler) -> Pending:
     """A mailbox entry as it stands in a mailbox."""
     accepted = row.accepted
@@ -206,13 +217,24 @@ class Accepting:
         return True
 
     def stage(self, resident: Resident, pending: Pending, attempts: int = 0) -> int:
-        """Stage the acceptance; its sender is answered once that is committed. Returns the ticket."""
-        call, window, shard = pending.call, pending.window, resident.shard
-        reply = RecordedReply(Status.OK, b"", 0)
+        """Stage the acceptance. Returns the ticket."""
+        call, shard = pending.call, resident.shard
         delivery = Delivery(
             accepted=Accepted(call.method, call.arguments, pending.client, call.number, call.command_id),
             attempts=((shard.position + 1, attempts),) if attempts else (),
         )
+        ticket = self.answered(shard, pending, delivery)
+        pending.entry = shard.position
+        pending.attempts = attempts
+        resident.ticket = ticket
+        self._holdings.in_memory += 1
+        return ticket
+
+    def answered(self, shard: OwnedShard, pending: Pending, delivery: Delivery, payload: bytes = b"") -> int:
+        """Stage what becomes of a command, and OK as its recorded reply; its sender is answered once that is committed.
+        Returns the ticket."""
+        call, window = pending.call, pending.window
+        reply = RecordedReply(Status.OK, payload, 0)
         record = Record(
             shard.shard,
             0,
@@ -228,11 +250,7 @@ class Accepting:
         )
         ticket = self._staging.stage(shard, record)
         window.record(call.number, reply, ticket)
-        self._gate.effect(ticket, pending, Answer(call.shard, call.number, Status.OK, b"", call.sender))
-        pending.entry = record.position
-        pending.attempts = attempts
-        resident.ticket = ticket
-        self._holdings.in_memory += 1
+        self._gate.effect(ticket, pending, Answer(call.shard, call.number, reply.status, payload, call.sender))
         return ticket
 
     def adopt(self, resident: Resident, pending: Pending) -> None:

@@ -106,11 +106,10 @@ class Host:
             staging=self._staging,
             commits=self.commits,
             accepting=self._accepting,
-            gate=self._gate,
             holdings=self._holdings,
             settings=settings,
             world=world,
-            ready=self._ready,
+            schedule=lambda resident: self._turns.schedule(resident),  # noqa: PLW0108 - made below
         )
         self._timers = self._owed.timers = Timers(
             store=store,
@@ -145,7 +144,7 @@ class Host:
             owed=self._owed,
             settings=settings,
             world=world,
-            ready=self._ready,
+            schedule=self._turns.schedule,
         )
         self.upkeep = Upkeep(
             store=store,
@@ -166,16 +165,15 @@ class Host:
             letters=Letters(
                 store=store,
                 kinds=kinds,
-                staging=self._staging,
                 commits=self.commits,
                 accepting=self._accepting,
                 gate=self._gate,
                 world=world,
-                ready=self._ready,
+                schedule=self._turns.schedule,
             ),
             settings=settings,
             world=world,
-            ready=self._turns.ready,
+            schedule=self._turns.schedule,
             poked=lambda: self.ownership.poke(),  # noqa: PLW0108 - made below
         )
         self.ownership = Ownership(
@@ -342,8 +340,7 @@ class Host:
         resident.activation = None
         resident.leaving = False
         if resident.mailbox:
-            resident.scheduled = True
-            self._ready(resident)
+            self._turns.schedule(resident)
         elif resident.shard.residents.get(resident.key) is resident:
             del resident.shard.residents[resident.key]
 

@@ -18,11 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from ..actors.calls import Mode, Status
 from ..actors.errors import InvalidCommand
 from ..actors.ids import checked_command_id, checked_entity_id, command_id_time_ms
-from ..actors.kind import EntityKind, Handler
+from ..actors.kind import EntityKind
 from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.records import RecordedReply, stream_of
-from .accepting import Accepting
+from .accepting import NO_HANDLER, Accepting
 from .gate import OutputGate
 from .hashing import shard_of
 from .letters import DROP, REPLAY, Letters
@@ -47,10 +47,10 @@ class Intake:
         letters: Letters,
         settings: Settings,
         world: World,
-        ready: Callable[[Resident], None],
+        schedule: Callable[[Resident], None],
         poked: Callable[[], None],
     ) -> None:
-        """`shards`: the host's own, kept by it. `ready`: schedule a resident that has a command now."""
+        """`shards`: the host's own, kept by it. `schedule`: see to a resident that has a command now."""
         self._kinds = kinds
         self._shards = shards
         self._table = table
@@ -60,7 +60,7 @@ class Intake:
         self._letters = letters
         self._settings = settings
         self._world = world
-        self._ready = ready
+        self._schedule = schedule
         self._poked = poked
         self._peers: dict[int, Peer] = {}
         self._coordinators: dict[Peer, None] = {}
@@ -126,7 +126,7 @@ class Intake:
             self._admit(peer, client, call, shard, window, now)
         elif verdict is Verdict.ANSWERED:
             known = window.known(call.number)
-            pending = Pending(call, _NO_HANDLER, peer.client, peer, window, 0.0)
+            pending = Pending(call, NO_HANDLER, peer.client, peer, window, 0.0)
             answer = Answer(call.shard, call.number, known.reply.status, known.reply.payload, call.sender)
             # As a read, whatever it was: a reply without effect needs the lease again, the others lose nothing.
             self._gate.read(known.ticket, pending, answer)
@@ -194,9 +194,7 @@ class Intake:
         resident.put(pending)
         if told:
             self._accepting.arrived(resident, now)
-        if not resident.scheduled:
-            resident.scheduled = True
-            self._ready(resident)
+        self._schedule(resident)
 
     def _letter(self, peer: Peer, client: int, call: Call, shard: OwnedShard, window: Window[Pending]) -> None:
         """A dead letter is to be replayed or dropped."""
@@ -204,7 +202,7 @@ class Intake:
         if fault is not None:
             self._refuse(peer, client, call, shard, window, fault)
             return
-        pending = Pending(call, _NO_HANDLER, client, peer, window, math.inf)
+        pending = Pending(call, NO_HANDLER, client, peer, window, math.inf)
         window.begin(call.number, pending)
         self._letters.ask(shard, pending)
 
@@ -259,7 +257,7 @@ class Intake:
     ) -> None:
         """It never runs. An answer without effect like any other; of a message, whose sender can do nothing about it,
         a dead letter is left."""
-        pending = Pending(call, _NO_HANDLER, client, peer, window, 0.0)
+        pending = Pending(call, NO_HANDLER, client, peer, window, 0.0)
         if call.sender:
             if self._owed.may_bury(shard):
                 self._owed.bury_arrived(shard, pending, "invalid", message)
@@ -276,14 +274,3 @@ class Intake:
             peer.send(Moved(call.shard, call.number, 0, 0, "", call.sender))
         else:
             peer.send(Moved(call.shard, call.number, route.epoch, route.incarnation, route.address, call.sender))
-
-
-class _NoHandler:
-    """Stands in a `Pending` that will never run."""
-
-    name = ""
-    is_query = False
-    is_async = False
-
-
-_NO_HANDLER: Handler = _NoHandler()  # type: ignore[assignment]  # never run: it only carries an answer to its peer

@@ -16,7 +16,7 @@ from ..actors.calls import Status
 from ..actors.kind import EntityKind
 from ..actors.world import World
 from ..persistence.pending import PendingView
-from ..persistence.records import Accepted, DeadLetterRow, Delivery, MailboxRow, Record, RecordedReply
+from ..persistence.records import Accepted, DeadLetterRow, Delivery, MailboxRow, RecordedReply
 from ..persistence.spi import Store
 from .accepting import Accepting, owed
 from .commit import CommitPath
@@ -25,7 +25,6 @@ from .messages import Answer, OutOfOrder
 from .resident import Pending, Resident
 from .retries import until_done
 from .shard import OwnedShard, Phase
-from .staging import Staging
 
 REPLAY = "atoll:replay"
 DROP = "atoll:drop"
@@ -39,21 +38,19 @@ class Letters:
         *,
         store: Store,
         kinds: Mapping[str, EntityKind],
-        staging: Staging,
         commits: CommitPath,
         accepting: Accepting,
         gate: OutputGate,
         world: World,
-        ready: Callable[[Resident], None],
+        schedule: Callable[[Resident], None],
     ) -> None:
         self._store = store
         self._kinds = kinds
-        self._staging = staging
         self._commits = commits
         self._accepting = accepting
         self._gate = gate
         self._world = world
-        self._ready = ready
+        self._schedule = schedule
         self._one_at_a_time = asyncio.Lock()
 
     def ask(self, shard: OwnedShard, pending: Pending) -> None:
@@ -82,7 +79,7 @@ class Letters:
             if row is None or (row.kind, row.id) != (call.kind, call.id):
                 self._refuse(pending, f"{call.kind}/{call.id} has no dead letter {number}")
             elif call.method == DROP:
-                self._stage(shard, pending, Delivery(letter_gone=number))
+                self._accepting.answered(shard, pending, Delivery(letter_gone=number), NOTHING)
             else:
                 self._replay(shard, pending, row)
 
@@ -96,33 +93,11 @@ class Letters:
         accepted = Accepted(letter.method, letter.arguments, letter.client, letter.number, letter.command_id)
         resident = shard.resident(kind, (row.kind, row.id))
         entry = shard.position + 1
-        resident.ticket = self._stage(shard, pending, Delivery(accepted=accepted, letter_gone=row.number))
+        delivery = Delivery(accepted=accepted, letter_gone=row.number)
+        resident.ticket = self._accepting.answered(shard, pending, delivery, NOTHING)
         again = owed(shard, MailboxRow(row.kind, row.id, entry, accepted), handler)
         self._accepting.adopt(resident, again)
-        if not resident.scheduled:
-            resident.scheduled = True
-            self._ready(resident)
-
-    def _stage(self, shard: OwnedShard, pending: Pending, delivery: Delivery) -> int:
-        call, window = pending.call, pending.window
-        reply = RecordedReply(Status.OK, NOTHING, 0)
-        record = Record(
-            shard.shard,
-            0,
-            call.kind,
-            call.id,
-            time_ms=self._world.wall_ms(),
-            client=pending.client,
-            number=call.number,
-            floor=window.floor,
-            reply=reply,
-            riders=window.take_riders(self._staging.next_ticket),
-            delivery=delivery,
-        )
-        ticket = self._staging.stage(shard, record)
-        window.record(call.number, reply, ticket)
-        self._gate.effect(ticket, pending, Answer(call.shard, call.number, Status.OK, NOTHING))
-        return ticket
+        self._schedule(resident)
 
     def _refuse(self, pending: Pending, message: str) -> None:
         call = pending.call

@@ -65,8 +65,7 @@ class Outbox:
         for row in rows:
             size = shard.outbox[row.number] = message_bytes(row.message)
             self._staging.add(size)
-            arrived = partial(self._arrived, shard)
-            self._courier.carry(shard.shard, shard.epoch, row.number, row.message, arrived, True)
+            self._carry(shard, row.number, row.message, again=True)
 
     def committed(self, shard: OwnedShard, record: Record) -> None:
         """Its messages may leave now."""
@@ -81,8 +80,8 @@ class Outbox:
         shard.outbox.clear()
         self._unacknowledged.pop(shard, None)
 
-    def _carry(self, shard: OwnedShard, number: int, message: StoredMessage) -> None:
-        self._courier.carry(shard.shard, shard.epoch, number, message, partial(self._arrived, shard))
+    def _carry(self, shard: OwnedShard, number: int, message: StoredMessage, *, again: bool = False) -> None:
+        self._courier.carry(shard.shard, shard.epoch, number, message, partial(self._arrived, shard), again)
 
     def _arrived(self, shard: OwnedShard, number: int) -> None:
         size = shard.outbox.pop(number, None)

@@ -22,8 +22,7 @@ from msgspec.structs import replace
 
 from ..actors.calls import Mode, Status
 from ..actors.codec import message_of
-from ..actors.kind import EntityKind
-from ..actors.logs import about
+from ..actors.kind import EntityKind, Handler
 from ..actors.settings import Settings
 from ..actors.stored import StoredTimer
 from ..actors.timers import next_tick
@@ -31,10 +30,9 @@ from ..actors.turn import TurnResult
 from ..actors.world import World
 from ..persistence.overlay import EntityKey
 from ..persistence.records import DeadLetter, Delivery, MailboxRow, Record, RecordedReply
-from .accepting import NO_WINDOW, NOBODY, Accepting, Holdings
+from .accepting import NO_HANDLER, NO_WINDOW, NOBODY, Accepting, Holdings, owed
 from .commit import CommitPath
-from .gate import OutputGate
-from .log_fields import of_command, of_entity
+from .log_fields import of_command
 from .messages import Answer, Call
 from .resident import Pending, Resident
 from .retries import pause_s
@@ -60,21 +58,19 @@ class Owed:
         staging: Staging,
         commits: CommitPath,
         accepting: Accepting,
-        gate: OutputGate,
         holdings: Holdings,
         settings: Settings,
         world: World,
-        ready: Callable[[Resident], None],
+        schedule: Callable[[Resident], None],
     ) -> None:
         self._kinds = kinds
         self._staging = staging
         self._commits = commits
         self._accepting = accepting
-        self._gate = gate
         self._holdings = holdings
         self._settings = settings
         self._world = world
-        self._ready = ready
+        self._schedule = schedule
         self._loop = asyncio.get_running_loop()
         self.timers: Timers
         """Set by the host: the two know each other."""
@@ -105,12 +101,9 @@ class Owed:
                 self._later(resident, pending, longest=True)
             return False
         if pending.timer is not None:
-            counted = replace(pending.timer, attempts=pending.attempts + 1)
-            record = self._record(resident, Delivery(timers=(counted,)))
-            await self._commits.settled(self._stage(resident, record))
-            assert record.delivery is not None
-            (pending.timer,) = record.delivery.timers
             pending.attempts += 1
+            self._count(resident, pending)
+            await self._commits.settled(resident.ticket)
             pending.counted = True
             return True
         group = [pending]
@@ -276,9 +269,7 @@ class Owed:
         resident.mailbox.extendleft(reversed(queue))
         if backlog.empty:
             resident.backlog = None
-        if not resident.scheduled:
-            resident.scheduled = True
-            self._ready(resident)
+        self._schedule(resident)
 
     # ---- ends ------------------------------------------------------------------------------------------------------
 
@@ -307,41 +298,13 @@ class Owed:
 
     def bury_arrived(self, shard: OwnedShard, pending: Pending, reason: str, message: str) -> None:
         """A tell or message that was never accepted: its sender is answered, and the dead letter is what is left."""
-        call, window = pending.call, pending.window
-        reply = RecordedReply(Status.OK, b"", 0)
-        record = Record(
-            shard.shard,
-            0,
-            call.kind,
-            call.id,
-            time_ms=self._world.wall_ms(),
-            client=pending.client,
-            number=call.number,
-            floor=window.floor,
-            reply=reply,
-            riders=window.take_riders(self._staging.next_ticket),
-            delivery=Delivery(dead=self._letter(shard, pending, int(reason != "invalid"), reason, message)),
-        )
-        ticket = self._staging.stage(shard, record)
-        window.record(call.number, reply, ticket)
-        self._gate.effect(ticket, pending, Answer(call.shard, call.number, Status.OK, b"", call.sender))
+        letter = self._letter(shard, pending, int(reason != "invalid"), reason, message)
+        self._accepting.answered(shard, pending, Delivery(dead=letter))
 
     def bury_row(self, resident: Resident, row: MailboxRow, message: str) -> None:
         """A stored entry that this app has no handler for."""
-        accepted = row.accepted
-        told = of_entity(resident)
-        log.error("%s.%s on %s is a dead letter (invalid): %s", row.kind, accepted.method, row.id, message, extra=told)
-        letter = DeadLetter(
-            accepted.method,
-            accepted.arguments,
-            accepted.client,
-            accepted.number,
-            accepted.command_id,
-            row.attempts,
-            "invalid",
-            message,
-            self._world.wall_ms(),
-        )
+        shard = resident.shard
+        letter = self._letter(shard, owed(shard, row, NO_HANDLER), row.attempts, "invalid", message)
         self._stage(resident, self._record(resident, Delivery(done=row.entry, dead=letter)))
 
     def _bury(self, resident: Resident, pending: Pending, reason: str, message: str) -> None:
@@ -383,15 +346,8 @@ class Owed:
         resident = shard.resident(kind, key)
         if resident.queued() >= self._settings.mailbox_commands_max:
             return False
-        call = Call(shard.shard, 0, 0, 0, 1, Mode.TELL, *key, timer.method, timer.arguments, 0)
-        suspect = timer.due_ms <= shard.opened_ms
-        tick = Pending(
-            call, handler, 0, NOBODY, NO_WINDOW, math.inf, timer=timer, attempts=timer.attempts, suspect=suspect
-        )
-        resident.put(tick)
-        if not resident.scheduled:
-            resident.scheduled = True
-            self._ready(resident)
+        resident.put(_tick(shard, key, timer, handler))
+        self._schedule(resident)
         return True
 
     def _bury_tick(self, shard: OwnedShard, key: EntityKey, timer: StoredTimer) -> bool:
@@ -400,12 +356,8 @@ class Owed:
             return False
         now_ms = self._world.wall_ms()
         message = f"this app has no command {key[0]}.{timer.method}"
-        told = about(shard=shard.shard, incarnation=shard.incarnation, kind=key[0], id=key[1])
-        log.error("%s.%s on %s is a dead letter (invalid): %s", key[0], timer.method, key[1], message, extra=told)
-        letter = DeadLetter(
-            timer.method, timer.arguments, 0, 0, "", timer.attempts, "invalid", message, now_ms, timer.name
-        )
-        delivery = Delivery(dead=letter)
+        tick = _tick(shard, key, timer, NO_HANDLER)
+        delivery = Delivery(dead=self._letter(shard, tick, timer.attempts, "invalid", message))
         self._tick_over(timer, delivery, now_ms)
         self._staging.stage(shard, Record(shard.shard, 0, *key, time_ms=now_ms, delivery=delivery))
         self.timers.over(shard)
@@ -424,6 +376,13 @@ class Owed:
 
 _FAILED = (Status.HANDLER_FAILED, Status.UNAVAILABLE)
 """What may go well another time."""
+
+
+def _tick(shard: OwnedShard, key: EntityKey, timer: StoredTimer, handler: Handler) -> Pending:
+    """A timer's tick as it stands in a mailbox."""
+    call = Call(shard.shard, 0, 0, 0, 1, Mode.TELL, *key, timer.method, timer.arguments, 0)
+    suspect = timer.due_ms <= shard.opened_ms
+    return Pending(call, handler, 0, NOBODY, NO_WINDOW, math.inf, timer=timer, attempts=timer.attempts, suspect=suspect)
 
 
 def _reason(status: Status) -> str:

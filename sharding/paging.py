@@ -40,7 +40,7 @@ class Paging:
         owed: Owed,
         settings: Settings,
         world: World,
-        ready: Callable[[Resident], None],
+        schedule: Callable[[Resident], None],
     ) -> None:
         self._store = store
         self._commits = commits
@@ -49,7 +49,7 @@ class Paging:
         self._owed = owed
         self._settings = settings
         self._world = world
-        self._ready = ready
+        self._schedule = schedule
         self._to_resume: deque[OwnedShard] = deque()
         self._something: asyncio.Event = asyncio.Event()
         self._permits = asyncio.Semaphore(settings.resuming_max)
@@ -164,8 +164,7 @@ class Paging:
             self._permits.release()
             return
         self._resuming.add(resident)
-        resident.scheduled = True
-        self._ready(resident)
+        self._schedule(resident)
 
     def resumed(self, resident: Resident) -> None:
         """Its first page is there, or comes later, or its shard is gone: the next one may be woken."""

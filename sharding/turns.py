@@ -74,6 +74,12 @@ class Turns:
         self._ready.append(resident)
         self.nudge()
 
+    def schedule(self, resident: Resident) -> None:
+        """It has something to run: see to it, unless that is done already."""
+        if not resident.scheduled:
+            resident.scheduled = True
+            self.ready(resident)
+
     def nudge(self) -> None:
         """Look whether there is something to run, and call `quiet` if not."""
         if not self._pump_due:

@@ -248,9 +248,8 @@ def test_a_valid_frame_with_flipped_bytes_raises_nothing_but_a_protocol_error() 
         for _ in range(luck.randint(1, 4)):
             bad[luck.randrange(4, len(bad))] = luck.randrange(256)
         try:
-            assert all(
-                isinstance(one, Call | Ping | Pong | Goodbye) for messages in read(bytes(bad)) for one in messages
-            )
+            kinds = {type(one) for messages in read(bytes(bad)) for one in messages}
+            assert kinds <= {Call, Poke, Ping, Pong, Goodbye}, f"seed {seed}: {kinds}"
         except ProtocolError:
             refused += 1
     assert refused > 1000, f"seed {seed}: the damage did not bite"

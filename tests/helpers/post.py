@@ -8,9 +8,11 @@ from collections import Counter
 from datetime import timedelta
 from typing import ClassVar
 
+from scenario import RawClient, Scenario
 from simulator.loop import current_process
 
 import atoll
+from atoll.sharding.host import Host
 
 RUNS: Counter[str] = Counter()
 """How often each item was tried, on all hosts together: a turn that fails takes nothing back here. Cleared by tests."""
@@ -181,3 +183,14 @@ class Post(atoll.Entity):
     @atoll.query
     def read(self) -> list[str]:
         return self.items
+
+
+def client_of(s: Scenario, number: int, host: Host, generation: int = 1) -> RawClient:
+    return s.raw_client(number, host, generation, kind=Post)
+
+
+async def read(s: Scenario, id: str = "a") -> list[str]:
+    reader = await s.client("reader")
+    items = await reader.entity(Post, id).read()
+    await reader.client.close()
+    return items

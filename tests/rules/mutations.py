@@ -798,8 +798,8 @@ MUTATIONS = [
         "PR28",
         "suspecting a tick that was due before",
         "sharding/owed.py",
-        "        suspect = timer.due_ms <= shard.opened_ms\n",
-        "        suspect = False\n",
+        "    suspect = timer.due_ms <= shard.opened_ms\n",
+        "    suspect = False\n",
         DELIVERY + "test_a_timer_whose_tick_kills_its_host_does_not_take_one_after_another",
     ),
     Mutation(

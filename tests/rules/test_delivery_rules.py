@@ -5,19 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from post import RUNS, Post
-from scenario import RawClient, Scenario, play, until
+from post import RUNS, Post, client_of, read
+from scenario import Scenario, play, until
 
 from atoll.actors.calls import Status
 from atoll.persistence.records import Record
 from atoll.sharding.hashing import shard_of
 from atoll.sharding.host import Host
-
-
-@pytest.fixture(autouse=True)
-def no_runs() -> None:
-    RUNS.clear()
-
 
 BOTH = pytest.mark.parametrize("planned", [True, False], ids=["handoff", "failover"])
 
@@ -28,17 +22,6 @@ async def move(s: Scenario, source: Host, target: Host, *, planned: bool) -> Non
         await s.give(target, 0)
     else:
         await s.fail_over(source, target, 0)
-
-
-def client_of(s: Scenario, number: int, host: Host, generation: int = 1) -> RawClient:
-    return s.raw_client(number, host, generation, kind=Post)
-
-
-async def read(s: Scenario, id: str = "a") -> list[str]:
-    reader = await s.client("reader")
-    items = await reader.entity(Post, id).read()
-    await reader.client.close()
-    return items
 
 
 def accepted(records: list[Record]) -> list[tuple[int, int]]:

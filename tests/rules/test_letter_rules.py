@@ -6,30 +6,13 @@ import asyncio
 import itertools
 
 import pytest
-from post import RUNS, Post
-from scenario import RawClient, Scenario, play, until
+from post import RUNS, Post, client_of, read
+from scenario import Scenario, play, until
 
 from atoll.actors.calls import Status
 from atoll.persistence.records import DeadLetterRow
-from atoll.sharding.host import Host
 from atoll.sharding.letters import DROP, REPLAY
 from atoll.sharding.messages import OutOfOrder
-
-
-@pytest.fixture(autouse=True)
-def no_runs() -> None:
-    RUNS.clear()
-
-
-def client_of(s: Scenario, number: int, host: Host, generation: int = 1) -> RawClient:
-    return s.raw_client(number, host, generation, kind=Post)
-
-
-async def read(s: Scenario, id: str = "a") -> list[str]:
-    reader = await s.client("reader")
-    items = await reader.entity(Post, id).read()
-    await reader.client.close()
-    return items
 
 
 async def letters(s: Scenario) -> list[DeadLetterRow]:

@@ -22,11 +22,6 @@ SENDER_2 = next(f"t{n}" for n in range(99) if shard_of(f"t{n}", 2) == 0)
 RECEIVER = next(f"r{n}" for n in range(99) if shard_of(f"r{n}", 2) == 1)
 
 
-@pytest.fixture(autouse=True)
-def no_runs() -> None:
-    RUNS.clear()
-
-
 class Volatile(atoll.Entity, durable=False):
     """Nothing of it is stored."""
 

@@ -5,29 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from post import RUNS, Post
-from scenario import RawClient, Scenario, play, until
+from post import RUNS, Post, client_of, read
+from scenario import Scenario, play, until
 
 from atoll.actors.kind import kind_of
 from atoll.persistence.pending import BEFORE_ALL_TIMERS
 from atoll.persistence.records import TimerRow
-from atoll.sharding.host import Host
-
-
-@pytest.fixture(autouse=True)
-def no_runs() -> None:
-    RUNS.clear()
-
-
-def client_of(s: Scenario, number: int, host: Host, generation: int = 1) -> RawClient:
-    return s.raw_client(number, host, generation, kind=Post)
-
-
-async def read(s: Scenario, id: str = "a") -> list[str]:
-    reader = await s.client("reader")
-    items = await reader.entity(Post, id).read()
-    await reader.client.close()
-    return items
 
 
 async def in_tables(s: Scenario, shard: int = 0) -> list[TimerRow]:
