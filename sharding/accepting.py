@@ -124,8 +124,6 @@ class Accepting:
         """Those with tells that did not."""
         self.nudge: Callable[[], None]
         """See that `quiet` is called once there is nothing to run. Set by the host: the scheduler is made later."""
-        self._blocked: set[Resident] = set()
-        """Those with tells behind an earlier command of the same sender."""
 
     # ---- when ------------------------------------------------------------------------------------------------------
 
@@ -137,8 +135,8 @@ class Accepting:
 
     def turn_ended(self, resident: Resident) -> None:
         """A turn that others waited behind is over."""
-        if resident in self._blocked:
-            self._blocked.discard(resident)
+        if resident.tells_wait:
+            resident.tells_wait = False
             self.arrived(resident, self._world.monotonic())
 
     def quiet(self) -> None:
@@ -195,10 +193,7 @@ class Accepting:
                     if stored:
                         pending.behind = backlog.newest
                     backlog.behind.append(pending)
-        if blocked:
-            self._blocked.add(resident)
-        else:
-            self._blocked.discard(resident)
+        resident.tells_wait = bool(blocked)
 
     def store(self, resident: Resident, pending: Pending) -> bool:
         """Accept a tell for which there is no room in memory. False: it cannot be taken, and nothing was done."""
@@ -268,22 +263,12 @@ class Accepting:
             return False
         if pending.call.number < pending.window.floor or self._world.monotonic() >= pending.deadline:
             return False  # its sender gave it up: it will not run
-        if pending.call.mode != Mode.TELL or pending.client in blocked or not self._has_room(resident):
+        room = self._holdings.in_memory <= self._settings.accepted_in_memory_max or self._may_store(resident)
+        if pending.call.mode != Mode.TELL or pending.client in blocked or not room:
             blocked.add(pending.client)
             return False
         self.stage(resident, pending)
         return True
-
-    def may_take(self, resident: Resident) -> bool:
-        """Whether one more of its tells may be taken over."""
-        return resident.kind.durable and resident.shard.may_accept() and self._has_room(resident)
-
-    def _has_room(self, resident: Resident) -> bool:
-        return self._holdings.in_memory <= self._settings.accepted_in_memory_max or self._may_store(resident)
-
-    def emptied(self, shard: OwnedShard) -> None:
-        """Its mailboxes are forgotten."""
-        self._blocked = {resident for resident in self._blocked if resident.shard is not shard}
 
     def _may_store(self, resident: Resident) -> bool:
         settings, holdings, backlog = self._settings, self._holdings, resident.backlog

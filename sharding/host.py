@@ -306,7 +306,6 @@ class Host:
     def emptied(self, shard: OwnedShard) -> None:
         self._timers.emptied(shard)
         self._paging.emptied(shard)
-        self._accepting.emptied(shard)
 
     def reopened(self, shard: OwnedShard) -> None:
         self._timers.reopened(shard)

@@ -13,6 +13,7 @@ from functools import partial
 import msgspec
 
 from ..actors.calls import Status
+from ..actors.errors import CorruptRecord
 from ..actors.kind import EntityKind
 from ..actors.world import World
 from ..persistence.pending import PendingView
@@ -71,7 +72,11 @@ class Letters:
             await self._commits.settled(shard.ticket)  # the overlay holds committed records only
             view = PendingView(shard.overlay)
             read = partial(self._store.read_dead_letters, shard.shard, number - 1, 1)
-            row = view.dead_letter(number, await until_done(self._world, read))
+            try:
+                row = view.dead_letter(number, await until_done(self._world, read))
+            except CorruptRecord as error:
+                self._refuse(pending, str(error), Status.UNAVAILABLE)
+                return
             if shard.phase is not Phase.OPEN:
                 pending.window.bounce(call.number)
                 pending.peer.send(OutOfOrder(call.shard, call.number))  # sent again, it finds the new owner
@@ -99,8 +104,8 @@ class Letters:
         self._accepting.adopt(resident, again)
         self._schedule(resident)
 
-    def _refuse(self, pending: Pending, message: str) -> None:
+    def _refuse(self, pending: Pending, message: str, status: Status = Status.INVALID_COMMAND) -> None:
         call = pending.call
-        reply = RecordedReply(Status.INVALID_COMMAND, message.encode(), 0)
+        reply = RecordedReply(status, message.encode(), 0)
         pending.window.remember(call.number, reply, 0)
         self._gate.read(0, pending, Answer(call.shard, call.number, reply.status, reply.payload))

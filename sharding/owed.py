@@ -88,7 +88,9 @@ class Owed:
     async def begin(self, resident: Resident, pending: Pending) -> bool:
         """Commit the attempt that a suspect is about to make. False: it does not run now; it may have had too many."""
         shard = resident.shard
-        if not pending.owed:  # it was sent before, and may have ended a host: from now on the store knows of it
+        if not pending.owed:
+            # It was sent before, and may have ended a host, or found no room in the very outbox that it comes from:
+            # from now on the store knows of it.
             self._accepting.accept(resident)
             if not pending.owed:
                 return True
@@ -160,15 +162,6 @@ class Owed:
             self._not_done(resident, pending, status, message)
         else:
             self.bury_arrived(shard, pending, _reason(status), message)
-
-    def waits_for_room(self, resident: Resident, pending: Pending) -> bool:
-        """A message whose receiver finds no room for what it sends itself is taken over: the full outbox may be the one
-        that waits for it. False: there is no room for that either."""
-        if not self._accepting.may_take(resident):
-            return False
-        self._accepting.stage(resident, pending)
-        self._later(resident, pending)
-        return True
 
     def unable(self, resident: Resident, pending: Pending, status: Status, message: str) -> None:
         """Its entity cannot be brought into memory."""

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 
+from ..actors.calls import Status
+from ..actors.errors import CorruptRecord
 from ..actors.kind import EntityKind
 from ..actors.logs import about
 from ..actors.settings import Settings
@@ -21,6 +23,8 @@ from ..persistence.records import MailboxRow
 from ..persistence.spi import Store
 from .accepting import ENTRY_BYTES, Holdings, owed
 from .commit import CommitPath
+from .log_fields import of_entity
+from .messages import Answer
 from .owed import Owed
 from .resident import Resident
 from .retries import until_done
@@ -66,10 +70,16 @@ class Paging:
         limit = max(1, min(self._settings.mailbox_page, room))
         view, after = PendingView(shard.overlay), backlog.paged_to
         read = partial(self._store.read_mailbox, shard.shard, *resident.key, after, limit)
-        rows, paged_to = view.mailbox(resident.key, await until_done(self._world, read), after, limit)
+        try:
+            stored = await until_done(self._world, read)
+        except CorruptRecord as error:
+            self._unreadable(resident, error)
+            return
+        rows, paged_to = view.mailbox(resident.key, stored, after, limit)
         if resident.backlog is not backlog or shard.phase is Phase.CLOSED:
             self.resumed(resident)
             return  # given back meanwhile, or lost
+        backlog.unreadable = False
         in_memory = {pending.entry for pending in resident.waiting()}
         for row in rows:
             if row.entry not in in_memory:
@@ -86,6 +96,27 @@ class Paging:
             if backlog.empty:
                 resident.backlog = None
         self.resumed(resident)
+
+    def _unreadable(self, resident: Resident, error: CorruptRecord) -> None:
+        """Damaged in the store: what is owed waits until that is repaired. Who calls is refused, since nobody may
+        overtake it; the next call looks again."""
+        self.resumed(resident)
+        backlog = resident.backlog
+        if backlog is None or resident.shard.phase is Phase.CLOSED:
+            return
+        if not backlog.unreadable:
+            told = of_entity(resident)
+            log.critical("what is owed to %s/%s cannot be read, it waits: %s", *resident.key, error, extra=told)
+        backlog.unreadable = True
+        behind, backlog.behind = backlog.behind, deque()
+        for pending in behind:
+            call = pending.call
+            if pending.owed:
+                self._owed.unable(resident, pending, Status.UNAVAILABLE, str(error))
+            else:
+                pending.window.bounce(call.number)
+                message = str(error).encode()
+                pending.peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message, call.sender))
 
     def _bring_in(self, resident: Resident, row: MailboxRow) -> None:
         backlog = resident.backlog

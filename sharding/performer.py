@@ -326,8 +326,7 @@ class TurnPerformer:
             self._owed.finished(resident, pending, result, turn.now_ms)
             return
         if result.status is Status.OVERLOADED:
-            if not (call.sender and self._owed.waits_for_room(resident, pending)):
-                self._bounce(resident, pending, result.payload)
+            self._bounce(resident, pending, result.payload)
             return
         payload = result.payload
         if call.mode == Mode.TELL:

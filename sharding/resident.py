@@ -67,7 +67,7 @@ class Backlog:
     behind            what arrived while there were stored ones
     """
 
-    __slots__ = ("behind", "more", "newest", "paged_to", "parked", "stored")
+    __slots__ = ("behind", "more", "newest", "paged_to", "parked", "stored", "unreadable")
 
     def __init__(self) -> None:
         self.more = False
@@ -78,6 +78,8 @@ class Backlog:
         """The newest entry that went straight to the store, or that may stand there."""
         self.stored = 0
         """How many are stored, roughly."""
+        self.unreadable = False
+        """They are damaged: nobody looks again but for a caller."""
         self.behind: deque[Pending] = deque()
         self.parked: dict[int, deque[Pending]] = {}
 
@@ -97,6 +99,7 @@ class Resident:
         "running",
         "scheduled",
         "shard",
+        "tells_wait",
         "ticket",
         "used",
     )
@@ -112,6 +115,8 @@ class Resident:
         """None while there is only the mailbox, which is nearly always."""
         self.running: Pending | None = None
         """In a turn that waits."""
+        self.tells_wait = False
+        """Some could not be accepted yet, behind an earlier command of their sender."""
         self.scheduled = False
         """READY or RUNNING: the scheduler will come back to it by itself."""
         self.ticket = 0
@@ -134,7 +139,7 @@ class Resident:
     def must_page(self, limit: int) -> bool:
         """Stored entries come next, and there is room for them."""
         backlog = self.backlog
-        if backlog is None or not backlog.more:
+        if backlog is None or not backlog.more or (backlog.unreadable and not backlog.behind):
             return False
         return not backlog.parked or sum(map(len, backlog.parked.values())) < limit
 

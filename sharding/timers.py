@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from ..actors.errors import CorruptRecord
+from ..actors.logs import about
 from ..actors.settings import Settings
 from ..actors.stored import StoredTimer
 from ..actors.world import World
@@ -32,6 +35,8 @@ from .retries import until_done
 if TYPE_CHECKING:
     from .commit import CommitPath
     from .shard import OwnedShard
+
+log = logging.getLogger("atoll.host")
 
 LEAD_MS = 30_000
 """Timers that are due this soon are loaded."""
@@ -50,11 +55,13 @@ FIRED_PER_ROUND = 200
 class ShardTimers:
     """The loaded timers of one shard, staged ones included. Pure."""
 
-    __slots__ = ("_by_entity", "_touched", "cursor", "loading_to", "wake")
+    __slots__ = ("_by_entity", "_touched", "cursor", "load_after_ms", "loading_to", "wake")
 
     def __init__(self) -> None:
         self.cursor: TimerPlace = BEFORE_ALL_TIMERS
         """Everything up to here is loaded."""
+        self.load_after_ms = 0
+        """Nothing is loaded before: what comes next is damaged."""
         self.loading_to: int | None = None
         """A load is under way, up to this due time."""
         self.wake: Callable[[EntityKey, StoredTimer], None] = _nobody
@@ -245,14 +252,21 @@ class Timers:
             lead_ms = 0  # none of those in memory is due: there may be one elsewhere
         else:
             return
-        if not shard.is_open() or timers.cursor[0] > now_ms + lead_ms:
+        if not shard.is_open() or timers.cursor[0] > now_ms + lead_ms or timers.load_after_ms > now_ms:
             return
         through_ms = now_ms + LOAD_MS
         timers.begin_load(through_ms)
         await self._commits.settled(shard.ticket)  # the overlay holds committed records only
         view = PendingView(shard.overlay)
         after = timers.cursor
-        rows = await until_done(self._world, lambda: self._store.read_timers(shard.shard, after, through_ms, PAGE))
+        try:
+            rows = await until_done(self._world, lambda: self._store.read_timers(shard.shard, after, through_ms, PAGE))
+        except CorruptRecord as error:
+            told = about(shard=shard.shard, incarnation=shard.incarnation)
+            log.critical("timers of shard %d cannot be read and do not fire: %s", shard.shard, error, extra=told)
+            timers.loaded((), after)
+            timers.load_after_ms = now_ms + LOAD_MS
+            return
         page, more = view.timers(rows, after, through_ms, PAGE)
         timers.loaded(page, more or (through_ms + 1, "", "", ""))
         if more is not None:

@@ -659,8 +659,8 @@ MUTATIONS = [
         "PR23",
         "waiting for earlier commands of the same sender",
         "sharding/accepting.py",
-        "if pending.call.mode != Mode.TELL or pending.client in blocked or not self._has_room(resident):",
-        "if pending.call.mode != Mode.TELL or not self._has_room(resident):",
+        "if pending.call.mode != Mode.TELL or pending.client in blocked or not room:",
+        "if pending.call.mode != Mode.TELL or not room:",
         DELIVERY + "test_a_tell_waits_for_an_ask_that_waits_in_the_mailbox",
     ),
     Mutation(
@@ -765,9 +765,9 @@ MUTATIONS = [
     Mutation(
         "PR24",
         "taking over what waits for room in the outbox that it fills",
-        "sharding/performer.py",
-        "            if not (call.sender and self._owed.waits_for_room(resident, pending)):\n",
-        "            if True:\n",
+        "sharding/owed.py",
+        "            self._accepting.accept(resident)\n",
+        "",
         MESSAGES + "test_a_full_outbox_does_not_wait_for_receivers_that_wait_for_it",
     ),
     Mutation(
@@ -978,6 +978,22 @@ MUTATIONS = [
         '            self._touched.add((*key, ""))\n',
         "            pass\n",
         TIMERS + "test_a_deletion_takes_all_timers[being loaded]",
+    ),
+    Mutation(
+        "J14",
+        "stopping the entity alone whose entries are damaged",
+        "sharding/paging.py",
+        "            self._unreadable(resident, error)\n            return\n",
+        "            raise\n",
+        MAILBOX + "test_entries_that_cannot_be_read_stop_their_entity_and_no_host",
+    ),
+    Mutation(
+        "J14",
+        "stopping the timers alone that are damaged",
+        "sharding/timers.py",
+        "            timers.loaded((), after)\n            timers.load_after_ms = now_ms + LOAD_MS\n            return\n",
+        "            raise\n",
+        MAILBOX + "test_timers_that_cannot_be_read_stop_those_of_their_shard_and_no_host",
     ),
     Mutation(
         "S08",

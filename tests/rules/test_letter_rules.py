@@ -10,6 +10,7 @@ from post import RUNS, Post, client_of, read
 from scenario import Scenario, play, until
 
 from atoll.actors.calls import Status
+from atoll.actors.errors import CorruptRecord
 from atoll.persistence.records import DeadLetterRow
 from atoll.sharding.letters import DROP, REPLAY
 from atoll.sharding.messages import OutOfOrder
@@ -274,5 +275,28 @@ def test_a_command_id_that_comes_back_with_other_work_is_a_dead_letter() -> None
         (row,) = await letters(s)
         assert (row.letter.number, row.letter.reason) == (3, "invalid")
         assert "was used for other work" in row.letter.error
+
+    play(script, Post)
+
+
+def test_a_letter_that_cannot_be_read_is_refused() -> None:
+    """J14, M08: with the reason, at once."""
+
+    async def script(s: Scenario) -> None:
+        a = await s.host(0)
+        c = client_of(s, 7, a)
+        c.tell(1, "refuse", item="x")
+        await until(lambda: a.shards[0].dead_letters)
+        (row,) = await letters(s)
+
+        async def damaged(*_: object) -> None:
+            raise CorruptRecord("a row is damaged; restore this store from a backup")
+
+        s.store_of(a).read_dead_letters = damaged
+        c.call(2, REPLAY, number=row.number)
+        assert (await c.answer(2))[0] is Status.UNAVAILABLE
+        assert b"is damaged" in c.heard[-1].payload  # type: ignore[union-attr] # an answer
+        del s.store_of(a).read_dead_letters
+        await c.ask(3, DROP, number=row.number)
 
     play(script, Post)

@@ -10,6 +10,7 @@ from scenario import Scenario, play, until
 
 import atoll
 from atoll.actors.calls import Status
+from atoll.actors.errors import CorruptRecord
 from atoll.sharding.host import Host
 from atoll.sharding.resident import Backlog
 
@@ -280,3 +281,56 @@ async def spill(s: Scenario, entries: dict[str, int]) -> None:
     await teller.client.close()
     await asyncio.gather(*slow, return_exceptions=True)
     RUNS.clear()
+
+
+# ---- damage
+
+
+async def damaged(*_: object) -> None:
+    raise CorruptRecord("a row is damaged; restore this store from a backup")
+
+
+def test_entries_that_cannot_be_read_stop_their_entity_and_no_host() -> None:
+    """J14, M05: one damaged row must not end one host after another, nor be overtaken by what its sender sends later: who
+    calls that entity is refused, the others of the shard go on."""
+
+    async def script(s: Scenario) -> None:
+        a, b = await s.host(0), await s.host()
+        await client_of(s, 6, a).ask(1, "schedule", name="t", ms=20_000, item="tick")
+        await spill(s, {"a": 3})
+        s.store_of(b).read_mailbox = damaged
+        await s.fail_over(a, b, 0)
+        c = client_of(s, 7, b)
+        await c.ask(1, "put", id="b", item="x")
+        c.call(2, "put", item="refused")
+        c.tell(3, "put", item="refused", prev=2)
+        assert (await c.answer(2))[0] is Status.OVERLOADED
+        assert (await c.answer(3))[0] is Status.OVERLOADED
+        await asyncio.sleep(120)
+        assert not b.ended.done()
+        assert [item for item in RUNS if RUNS[item]] == ["x"]
+        assert b._timers._in_flight == {}
+        del s.store_of(b).read_mailbox
+        c.call(2, "put", item="later", attempt=2)
+        await until(lambda: c.answers(2)[-1] == (Status.OK, 3))
+        nothing_left(b)
+
+    play(script, Post, tell_attempts_max=2)
+
+
+def test_timers_that_cannot_be_read_stop_those_of_their_shard_and_no_host() -> None:
+    """J14, M10: the host goes on, and so do the timers of its other shards; it is tried again from time to time."""
+
+    async def script(s: Scenario) -> None:
+        a, b = await s.host(0), await s.host()
+        await client_of(s, 7, a).ask(1, "schedule", name="t", ms=1_000, item="x")
+        s.store_of(b).read_timers = damaged
+        await s.fail_over(a, b, 0)
+        await asyncio.sleep(10)
+        assert not b.ended.done()
+        assert RUNS["x"] == 0
+        del s.store_of(b).read_timers
+        await asyncio.sleep(120)
+        assert RUNS["x"] == 1
+
+    play(script, Post)

@@ -362,8 +362,8 @@ def test_a_full_outbox_refuses_turns_that_send_and_takes_them_later_in_order() -
 
 
 def test_a_full_outbox_does_not_wait_for_receivers_that_wait_for_it() -> None:
-    """PR24: what they are sent they cannot run, since they send something themselves; so it is taken over, and waits
-    there: the outbox has room again."""
+    """PR24: what they are sent they cannot run, since they send something themselves; so it is taken over when it comes
+    again, and waits there: the outbox has room again."""
 
     async def script(s: Scenario) -> None:
         a = await s.host(0, 1)

@@ -201,9 +201,16 @@ def test_a_deletion_takes_all_timers(where: str) -> None:
             held = s.store_of(serving).hold_reply("read_timers")
             await held.reached()
         d = client_of(s, 7, serving, 2)
-        await d.ask(5, "clear", id="a", floor=5)
         if where == "being loaded":
+            writing = s.store_of(serving).hold("append")
+            d.call(5, "clear", id="a", floor=5)
+            await writing.reached()
             held.let_go()
+            await until(lambda: serving.shards[0].timers.loading_to is None)
+            writing.let_go()
+            await d.answer(5)
+        else:
+            await d.ask(5, "clear", id="a", floor=5)
         await asyncio.sleep(10 if where == "loaded" else 110)
         assert [name for name in sorted(RUNS) if RUNS[name]] == ["bt", "bu"]
         assert await in_tables(s) == []
