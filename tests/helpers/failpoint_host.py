@@ -291,8 +291,8 @@ def answer_before_the_commit() -> None:
 def acknowledge_what_was_not_acknowledged() -> None:
     """A message counts as delivered when it is sent."""
 
-    def carry(method: Any, outbox: Outbox, shard: Any, number: int, message: Any) -> None:
-        method(outbox, shard, number, message)
+    def carry(method: Any, outbox: Outbox, shard: Any, number: int, message: Any, **named: Any) -> None:
+        method(outbox, shard, number, message, **named)
         outbox._arrived(shard, number)
 
     wrap(Outbox, "_carry", carry)
