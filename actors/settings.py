@@ -117,7 +117,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Entities with stored work that are loaded at the same time after a takeover: callers' loads come in between."""
     outbox_messages_max: int = 100_000
     """Messages of one host that their receivers have not taken over; above this, turns that send are refused with
-    `Overloaded` until there is room. They stay in memory, about 1 KB each."""
+    `Overloaded` until there is room. They stay in memory, about 1 KB each. Soft: turns that run side by side each see
+    the room that was left when they began. An entity whose mailbox is full goes on up to twice as many: what fills the
+    outbox may be waiting for it."""
     outbox_bytes_max: int = 64 << 20
     delivered_flush_s: float = 0.05
     """Acknowledgements of messages ride in the next record of their shard, or after this in one of their own."""

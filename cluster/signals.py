@@ -15,6 +15,13 @@ def end_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
+def ignore_from_now_on() -> None:
+    """It is done: who interrupts now comes too late, and must not be told that it was undone."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """A second Ctrl-C must not stop the undoing half way, which has time-outs of its own."""

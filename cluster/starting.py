@@ -28,7 +28,7 @@ from ..persistence.open import open_store
 from ..persistence.sqlite import SQLiteStore
 from .loading import load_app
 from .log_format import asked_format
-from .signals import end_on_sigterm, undisturbed
+from .signals import end_on_sigterm, ignore_from_now_on, undisturbed
 from .token import make_token_file, read_token_file, token_file
 
 if TYPE_CHECKING:
@@ -114,13 +114,16 @@ def start_app(
             ray_adapter.create(
                 CoordinatorActor, coordinator_name(app.name), msgspec.json.encode(spec), node=None, restarts=-1
             )
-            return _until_served(app.name, len(nodes), timeout_s, tell)
+            started = _until_served(app.name, len(nodes), timeout_s, tell)
+            ignore_from_now_on()
         except ray_adapter.NameTaken:  # another start was faster: what runs is not ours to end
             raise StartRefused(_runs_already(app.name)) from None
         except BaseException:
             with undisturbed():
                 ray_status.end_all(app.name)
             raise
+        else:
+            return started
     finally:
         ray_adapter.disconnect()
 

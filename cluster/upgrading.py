@@ -24,7 +24,7 @@ from .discovery import HOST_ANSWER_S, coordinator_name
 from .host_process import HostSpec
 from .ray_actors import ClusterSpec, CoordinatorActor, Launch
 from .ray_adapter import RayProblem
-from .signals import undisturbed
+from .signals import ignore_from_now_on, undisturbed
 
 RESTORE_TIMEOUT_S = 60.0
 
@@ -92,12 +92,15 @@ def upgrade(before: Running, spec: ClusterSpec, hosts: int, timeout_s: float, te
             raise UpgradeFailed(f"{what} does not come up, {old} serves on: {error}") from None
         raise
     try:
-        return ray_status.until(spec.app_name, lambda found: _not_done(found, spec.version), deadline, tell)
+        upgraded = ray_status.until(spec.app_name, lambda found: _not_done(found, spec.version), deadline, tell)
+        ignore_from_now_on()
     except (ray_status.Late, KeyboardInterrupt, SystemExit) as error:
         on = f"the upgrade goes on by itself: see `atoll status {spec.app_name}`"
         if isinstance(error, ray_status.Late):
             raise UpgradeFailed(f"not done within {timeout_s:g} s ({error}); {on}") from None
         raise type(error)(f"interrupted: {on}") from None
+    else:
+        return upgraded
 
 
 def _compatible(before: Running, spec: ClusterSpec) -> ClusterSpec:

@@ -270,6 +270,14 @@ class Accepting:
         self.stage(resident, pending)
         return True
 
+    def is_full(self, resident: Resident) -> bool:
+        """It cannot take one more, but for what its turn under way makes room for: senders wait for its turns."""
+        settings = self._settings
+        return not self._may_store(resident) and (
+            resident.queued() + 1 >= settings.mailbox_commands_max
+            or self._holdings.in_memory > settings.accepted_in_memory_max
+        )
+
     def _may_store(self, resident: Resident) -> bool:
         settings, holdings, backlog = self._settings, self._holdings, resident.backlog
         return (

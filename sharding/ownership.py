@@ -142,9 +142,13 @@ class Ownership:
         try:
             recovered = await take_over(self._store, self._incarnation, claims)
         except CorruptRecord as error:
+            if len(claims) > 1:
+                for claim in claims:  # the others need not stay closed with the one that is damaged
+                    await self._take([claim])
+                return
             self._stuck.update(claims)
-            shards = [shard for shard, _ in claims]
-            log.critical("shards %s stay closed, their recovery failed: %s", shards, error, extra=self._told)
+            ((stuck, _),) = claims
+            log.critical("shard %d stays closed, its recovery failed: %s", stuck, error, extra=self._told)
             return
         entries = []
         for part in recovered:

@@ -114,7 +114,7 @@ class TurnPerformer:
             now = self._world.monotonic()
             if self._wanted(resident, pending, now):
                 call = pending.call
-                turn = self._turn(pending, now)
+                turn = self._turn(resident, pending, now)
                 try:
                     result = activation.run(pending.handler, call.arguments, turn)
                 except CorruptRecord as error:
@@ -139,11 +139,16 @@ class TurnPerformer:
         # while its shard is given back: only for what had to be let in behind it
         return shard.is_open() or (shard.phase is Phase.RELEASING and bool(backlog.behind))
 
-    def _turn(self, pending: Pending, now: float) -> Turn:
+    def _turn(self, resident: Resident, pending: Pending, now: float) -> Turn:
+        sends_max = self._staging.room
+        if (pending.owed or pending.call.sender) and self._accepting.is_full(resident):
+            # What fills the outbox may be waiting for a place in this mailbox: one message more goes, so that another
+            # can come. Else the two would wait for each other for ever.
+            sends_max = self._staging.reserve
         timer = pending.timer
         if timer is None:
-            return Turn(self._world.wall_ms(), pending.deadline - now, sends_max=self._staging.room)
-        return Turn(self._world.wall_ms(), pending.deadline - now, due_ms=timer.due_ms, sends_max=self._staging.room)
+            return Turn(self._world.wall_ms(), pending.deadline - now, sends_max=sends_max)
+        return Turn(self._world.wall_ms(), pending.deadline - now, due_ms=timer.due_ms, sends_max=sends_max)
 
     # ---- turns that must wait --------------------------------------------------------------------------------------
 
@@ -187,7 +192,7 @@ class TurnPerformer:
         now = self._world.monotonic()
         if not self._wanted(resident, pending, now):
             return
-        turn = self._turn(pending, now)
+        turn = self._turn(resident, pending, now)
         if self._asker is not None:
             # who tells does not wait for what the command does
             chain = call.chain if call.mode == Mode.ASK else ()

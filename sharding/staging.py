@@ -42,6 +42,8 @@ class Staging:
         self.bytes = 0
         self.room = settings.outbox_messages_max
         """Messages that one more turn may send."""
+        self.reserve = 2 * settings.outbox_messages_max
+        """Messages that one more turn may send of an entity that the outbox may be waiting for."""
 
     @property
     def next_ticket(self) -> int:
@@ -97,5 +99,8 @@ class Staging:
     def _measure(self) -> None:
         settings = self._settings
         self.room = max(0, settings.outbox_messages_max - self.messages)
+        self.reserve = max(0, 2 * settings.outbox_messages_max - self.messages)
         if self.bytes >= settings.outbox_bytes_max:
             self.room = 0
+        if self.bytes >= 2 * settings.outbox_bytes_max:
+            self.reserve = 0

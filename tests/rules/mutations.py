@@ -795,6 +795,14 @@ MUTATIONS = [
         DELIVERY + "test_a_command_that_kills_its_host_does_not_take_one_after_another",
     ),
     Mutation(
+        "PR24",
+        "letting a full mailbox send beyond the bound",
+        "sharding/performer.py",
+        "            sends_max = self._staging.reserve\n",
+        "            pass\n",
+        MESSAGES + "test_a_full_outbox_does_not_wait_for_a_mailbox_that_is_full_of_what_sends",
+    ),
+    Mutation(
         "PR28",
         "suspecting a tick that was due before",
         "sharding/owed.py",

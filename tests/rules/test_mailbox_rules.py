@@ -11,6 +11,7 @@ from scenario import Scenario, play, until
 import atoll
 from atoll.actors.calls import Status
 from atoll.actors.errors import CorruptRecord
+from atoll.persistence.spi import PendingWork
 from atoll.sharding.host import Host
 from atoll.sharding.resident import Backlog
 
@@ -334,3 +335,26 @@ def test_timers_that_cannot_be_read_stop_those_of_their_shard_and_no_host() -> N
         assert RUNS["x"] == 1
 
     play(script, Post)
+
+
+def test_a_shard_that_cannot_be_recovered_stays_closed_and_those_taken_with_it_open() -> None:
+    """J14, J15: one damaged row closes its shard, not all that its host's death leaves behind."""
+
+    async def script(s: Scenario) -> None:
+        a, b = await s.host(0, 1, 2), await s.host()
+        read_pending = s.store_of(b).read_pending
+
+        async def read(shards: list[int]) -> list[PendingWork]:
+            if 1 in shards:
+                await damaged()
+            return await read_pending(shards)
+
+        s.store_of(b).read_pending = read
+        s.kill(a)
+        await s.condemn(a)
+        await s.assign(b, 0, 1, 2)
+        await until(lambda: len(b.shards) == 2)
+        await asyncio.sleep(60)
+        assert (set(b.shards), b.ended.done()) == ({0, 2}, False)
+
+    play(script, Post, shards=3)

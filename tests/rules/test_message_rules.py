@@ -379,6 +379,34 @@ def test_a_full_outbox_does_not_wait_for_receivers_that_wait_for_it() -> None:
     play2(script, outbox_messages_max=3)
 
 
+def test_a_full_outbox_does_not_wait_for_a_mailbox_that_is_full_of_what_sends() -> None:
+    """PR24, M05: neither its memory nor its share of the store has room for what the outbox holds, and what stands there
+    sends something itself: it may, a little beyond the bound, so that one after another comes in."""
+
+    async def script(s: Scenario) -> None:
+        a = await s.host(0, 1)
+        c, d = s.raw_client(7, a, kind=Post), s.raw_client(8, a, kind=Post)
+        await c.ask(5, "read", id=RECEIVER)
+        d.call(1, "put_slowly", id=RECEIVER, item="slow", seconds=2.0)
+        await until(lambda: RUNS["slow"])
+        told = [f"told {n}" for n in range(4)]
+        for number, item in enumerate(told, 1):
+            c.tell(number, "pass_on", id=RECEIVER, prev=number - 1, item=item, to=SENDER_2)
+        await c.accepted(4)
+        sent = [f"sent {n}" for n in range(3)]
+        await d.ask(2, "fan_out", id=SENDER, items=sent, through=RECEIVER, to=SENDER_2)
+        assert a._staging.room == 0
+        await until(lambda: all(RUNS[f"{item} passed on"] for item in [*told, *sent]))
+        items = await read(s)
+        assert [item for item in items if item in told] == told
+        assert [item for item in items if item in sent] == sent
+        assert await read(s, SENDER_2) == [f"{item} passed on" for item in items if item != "slow"]
+        await until(lambda: a._staging.messages == 0)
+        assert (a._holdings.in_memory, a._holdings.stored, a._staging.room) == (0, 0, 3)
+
+    play2(script, outbox_messages_max=3, mailbox_commands_max=2, mailbox_stored_max=2)
+
+
 def test_an_answer_to_a_message_names_its_stream() -> None:
     """PR24: the courier has many to one shard."""
 
