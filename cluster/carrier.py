@@ -59,8 +59,8 @@ class Carrier(ABC, Generic[L]):
         self._lanes: dict[int, L] = {}
         """By `lane_key`."""
         self._lane_width = self._width(access.settings)
-        self._to_poke: set[str] = set()
-        """Hosts to be poked once there is a connection."""
+        self._to_poke: dict[str, list[tuple[int, int]]] = {}
+        """Hosts to be poked once there is a connection, and what they may claim."""
         self._links: dict[str, Link] = {}
         """Welcomed ones, by address."""
         self._dialing: dict[str, asyncio.Task[None]] = {}
@@ -213,13 +213,13 @@ class Carrier(ABC, Generic[L]):
         self._dialing[address] = task
         task.add_done_callback(lambda _: self._dialing.pop(address, None))
 
-    def poke(self, address: str) -> None:
-        """Let a host look at the store now. A hint: nothing is lost when it does not arrive."""
+    def poke(self, address: str, assigned: Sequence[tuple[int, int]] = ()) -> None:
+        """Let a host look at the store now, and claim these. A hint: nothing is lost when it does not arrive."""
         link = self._links.get(address)
         if link is not None:
-            link.send(Poke())
+            link.send(Poke(tuple(assigned)))
         elif not self._closed:
-            self._to_poke.add(address)
+            self._to_poke.setdefault(address, []).extend(assigned)
             self._dial(address)
 
     def _seek_hosts(self) -> None:
@@ -304,9 +304,9 @@ class Carrier(ABC, Generic[L]):
         self._links[link.address] = link
         self._handshake_over(link)
         self._changed.set()
-        if link.address in self._to_poke:
-            self._to_poke.discard(link.address)
-            link.send(Poke())
+        assigned = self._to_poke.pop(link.address, None)
+        if assigned is not None:
+            link.send(Poke(tuple(assigned)))
         for lane in self._lanes.values():
             route = self._table.route(lane.shard)
             if route is not None and route.address == link.address and lane.unanswered:

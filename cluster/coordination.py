@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..actors.errors import StoreError
@@ -133,13 +134,17 @@ class Coordination:
         if decisions.assign:
             changed = await self._store.assign(decisions.assign)
             log.info("assigned %d shards", len(changed))
-            self._poke_hosts({assignment.incarnation for assignment in decisions.assign})
+            assigned: dict[int, list[tuple[int, int]]] = defaultdict(list)
+            for a in decisions.assign:
+                if a.shard in changed:
+                    assigned[a.incarnation].append((a.shard, a.expected_epoch + 1))
+            self._poke_hosts(assigned)
         if decisions.move:
             changed = await self._store.move(decisions.move)
             owners = {row.shard: row.owner for row in shards}
             self._moving.update((m.shard, (m, ended)) for m in decisions.moves if m.shard in changed)
             log.info("moving %d shards", len(changed))
-            self._poke_hosts({owner for shard in changed if (owner := owners[shard]) is not None})
+            self._poke_hosts({owner: [] for shard in changed if (owner := owners[shard]) is not None})
 
     def moves(self) -> list[dict[str, Any]]:
         """Moves under way: `shard`, `from`, `to` (incarnations), `why`, `since_s` (how long)."""
@@ -155,10 +160,10 @@ class Coordination:
             for m, since in self._moving.values()
         ]
 
-    def _poke_hosts(self, incarnations: Iterable[int]) -> None:
-        for incarnation in incarnations:
+    def _poke_hosts(self, assigned: Mapping[int, Sequence[tuple[int, int]]]) -> None:
+        for incarnation, claims in assigned.items():
             if incarnation in self._links:
-                self._links[incarnation].send(Poke())
+                self._links[incarnation].send(Poke(tuple(claims)))
 
     async def _drain_nodes(self, hosts: Sequence[HostRow]) -> None:
         for host in hosts:

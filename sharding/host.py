@@ -59,7 +59,7 @@ PASSIVATED_PER_LOOK_MAX = 10_000
 """So that one look never holds the loop for long; the next look goes on."""
 
 
-def _nobody(address: str) -> None:
+def _nobody(address: str, assigned: Sequence[tuple[int, int]] = ()) -> None:
     """Without a courier hosts find out by themselves."""
 
 
@@ -174,7 +174,7 @@ class Host:
             settings=settings,
             world=world,
             schedule=self._turns.schedule,
-            poked=lambda: self.ownership.poke(),  # noqa: PLW0108 - made below
+            poked=lambda assigned: self.ownership.poke(assigned),  # noqa: PLW0108 - made below
         )
         self.ownership = Ownership(
             store=store,

@@ -48,7 +48,7 @@ class Intake:
         settings: Settings,
         world: World,
         schedule: Callable[[Resident], None],
-        poked: Callable[[], None],
+        poked: Callable[[Sequence[tuple[int, int]]], None],
     ) -> None:
         """`shards`: the host's own, kept by it. `schedule`: see to a resident that has a command now."""
         self._kinds = kinds
@@ -103,7 +103,7 @@ class Intake:
             if type(message) is Call and client:
                 self._call(peer, client, message, now)
             elif type(message) is Poke:
-                self._poked()
+                self._poked(message.assigned)
             elif type(message) is Ping:
                 peer.send(Pong())
 

@@ -109,6 +109,9 @@ class Pong(msgspec.Struct, array_like=True, tag=9, gc=False):
 class Poke(msgspec.Struct, array_like=True, tag=10, gc=False):
     """The ownership rows changed: look at the store now. A hint; a host looks by itself from time to time."""
 
+    assigned: tuple[tuple[Natural, Natural], ...] = ()
+    """(shard, epoch) that the receiver may claim at once, without looking for them first: the store decides."""
+
 
 class Load(msgspec.Struct, array_like=True, tag=11, gc=False):
     """How busy the shards of the host that says so were: a hint for who gives them to whom."""

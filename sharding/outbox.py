@@ -39,8 +39,8 @@ class Courier(Protocol):
         owner may have sent it."""
         ...
 
-    def poke(self, address: str) -> None:
-        """Let the host at that address look at the store. A hint."""
+    def poke(self, address: str, assigned: Sequence[tuple[int, int]] = ()) -> None:
+        """Let the host at that address look at the store, and claim these (shard, epoch) at once. A hint."""
         ...
 
     def drop(self, sending_shard: int) -> None:

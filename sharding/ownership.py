@@ -15,6 +15,7 @@ senders meanwhile. A turn that does not end by the deadline rolls its shard's re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Protocol
@@ -75,10 +76,10 @@ class Ownership:
         settings: Settings,
         world: World,
         listener: ShardListener,
-        poke_host: Callable[[str], None],
+        poke_host: Callable[[str, Sequence[tuple[int, int]]], None],
     ) -> None:
         """`shards` and `table` are the host's; only this module adds to and removes from them. `poke_host`: let the
-        host at an address look at the store."""
+        host at an address look at the store, and claim (shard, epoch)."""
         self._store = store
         self._incarnation = incarnation
         self._told = about(incarnation=incarnation)
@@ -95,10 +96,16 @@ class Ownership:
         self._handing_over = False
         self._addresses = {incarnation: address}
         self._look = asyncio.Event()
+        self._offered: dict[int, int] = {}
+        """Shard -> epoch: what pokes say may be claimed."""
+        self._targets: dict[int, int] = {}
+        """Shard -> incarnation: where those go that are handed over."""
         self._stuck: dict[int, int] = {}
         """Shard -> epoch at which its recovery found corruption: not tried again at that epoch."""
 
-    def poke(self) -> None:
+    def poke(self, assigned: Sequence[tuple[int, int]] = ()) -> None:
+        """Look at the store now. `assigned`: (shard, epoch) that may be claimed without looking for them first."""
+        self._offered.update(offer for offer in assigned if offer[0] < self._settings.shards)
         self._look.set()
 
     async def run(self) -> None:
@@ -118,6 +125,14 @@ class Ownership:
             self._look.clear()
 
     async def _once(self) -> None:
+        offered, self._offered = self._offered, {}
+        offers = [
+            (shard, epoch)
+            for shard, epoch in offered.items()
+            if shard not in self._shards and self._stuck.get(shard) != epoch
+        ]
+        if offers:
+            await self._take(offers)
         rows = await self._store.shards()
         for row in rows:
             shard = self._shards.get(row.shard)
@@ -208,7 +223,10 @@ class Ownership:
         """Give a shard back: stop intake, let turns end, commit, write everything and the release. False: not done
         (the deadline passed and it is open again, or it was not ours)."""
         shard = self._stop_intake(number)
-        return shard is not None and await self._quieten(shard) and bool(await self._give_back([shard]))
+        if shard is None or not await self._quieten(shard):
+            return False
+        async with self._upkeep.alone():
+            return bool(await self._give_back([shard]))
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
         self._background.add(self._world.spawn(work, name))
@@ -217,44 +235,52 @@ class Ownership:
         """See to the shards that are wanted elsewhere, a few at a time; the next look finds the others."""
         if self._handing_over:
             return
-        leaving = [
-            row.shard
+        self._targets = {
+            row.shard: row.target
             for row in rows
             if row.target is not None
             and row.owner == self._incarnation
             and (shard := self._shards.get(row.shard)) is not None
             and shard.is_open()
             and shard.epoch == row.epoch
-        ]
-        if leaving:
+        }
+        if self._targets:
             self._handing_over = True
-            self._spawn(self._hand_over(leaving), f"atoll-handoff-{self._incarnation}")
+            self._spawn(self._hand_over(list(self._targets)), f"atoll-handoff-{self._incarnation}")
 
     async def _hand_over(self, leaving: Sequence[int]) -> None:
         try:
+            with contextlib.suppress(StoreUnavailable):  # the targets find out by themselves then
+                await self._learn_addresses(self._targets.values())
+            for target in set(self._targets.values()) & self._addresses.keys():
+                self._poke_host(self._addresses[target], ())  # so that there is a connection when it matters
             for first in range(0, len(leaving), HANDOFF_SHARDS):
-                await self._upkeep.checkpoint()  # while they are served: what is left to write afterwards is little
-                began = self._world.monotonic()
-                shards = [s for n in leaving[first : first + HANDOFF_SHARDS] if (s := self._stop_intake(n)) is not None]
-                quiet = {
-                    self._world.spawn(self._quieten(shard), f"atoll-quieten-{shard.shard}"): shard for shard in shards
-                }
-                if not quiet:
-                    continue
-                ended, slow = await asyncio.wait(quiet, timeout=HANDOFF_PATIENCE_S)
-                for task in slow:
-                    self._spawn(self._give_back_late(task, quiet[task]), f"atoll-give-back-{quiet[task].shard}")
-                given = await self._give_back([quiet[task] for task in ended if task.result()])
-                took_ms = (self._world.monotonic() - began) * 1000
-                log.info("handed %d shards over in %.1f ms", len(given), took_ms, extra=self._told)
+                group = leaving[first : first + HANDOFF_SHARDS]
+                await self._upkeep.checkpoint_only(group)  # while they are served
+                async with self._upkeep.alone():
+                    await self._hand_over_now(group)
         finally:
             self._handing_over = False
             self._look.set()
 
+    async def _hand_over_now(self, group: Sequence[int]) -> None:
+        began = self._world.monotonic()
+        shards = [shard for number in group if (shard := self._stop_intake(number)) is not None]
+        quiet = {self._world.spawn(self._quieten(shard), f"atoll-quieten-{shard.shard}"): shard for shard in shards}
+        if not quiet:
+            return
+        ended, slow = await asyncio.wait(quiet, timeout=HANDOFF_PATIENCE_S)
+        for task in slow:
+            self._spawn(self._give_back_late(task, quiet[task]), f"atoll-give-back-{quiet[task].shard}")
+        given = await self._give_back([quiet[task] for task in ended if task.result()])
+        took_ms = (self._world.monotonic() - began) * 1000
+        log.info("handed %d shards over in %.1f ms", len(given), took_ms, extra=self._told)
+
     async def _give_back_late(self, quiet: asyncio.Task[bool], shard: OwnedShard) -> None:
         """A turn of it runs on: the others do not wait for that."""
         if await quiet:
-            await self._give_back([shard])
+            async with self._upkeep.alone():
+                await self._give_back([shard])
 
     def _stop_intake(self, number: int) -> OwnedShard | None:
         shard = self._shards.get(number)
@@ -293,26 +319,22 @@ class Ownership:
             return set()
         refused = await self._upkeep.release(kept)
         given = {shard.shard for shard in kept} - refused
+        self._announce([shard for shard in kept if shard.shard in given])
         for shard in kept:
             self.close(shard.shard)
-        await self._announce(given)
+        self._tell_coordinators()
         return given
 
-    async def _announce(self, given: set[int]) -> None:
-        """Tell clients where shards go, and their targets to take them. If this fails they find out by themselves."""
-        self._tell_coordinators()
-        try:
-            rows = [row for row in await self._store.shards() if row.shard in given and row.assigned is not None]
-            await self._learn_addresses(row.assigned for row in rows)
-        except StoreUnavailable:
-            return
+    def _announce(self, given: Sequence[OwnedShard]) -> None:
+        """Tell targets what they may claim, and clients where their shards go. What the rows said before may be wrong
+        by now: then the claim takes nothing, and a newer epoch puts the clients right."""
         entries = [
-            (row.shard, row.epoch, row.assigned, self._addresses[row.assigned])
-            for row in rows
-            if row.assigned is not None and row.assigned in self._addresses
+            (shard.shard, shard.epoch + 1, target, self._addresses[target])
+            for shard in given
+            if (target := self._targets.get(shard.shard)) in self._addresses
         ]
         for address in {address for *_, address in entries}:
-            self._poke_host(address)
+            self._poke_host(address, [(shard, epoch) for shard, epoch, _, there in entries if there == address])
         self._push(self._table.merge(entries))
 
     def _tell_coordinators(self) -> None:

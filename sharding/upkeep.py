@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 
 from ..actors.settings import Settings
@@ -93,38 +94,52 @@ class Upkeep:
             self._due.clear()
             shards = [shard for shard in self._shards.values() if _needs(shard)]
             former = {owner for shard in shards for owner in shard.former_owners}
-            parts = [self._part(shard) for shard in shards]
-            refused = await self._write(parts)
-            for shard, part in zip(shards, parts, strict=True):
-                if shard.shard in refused:
-                    self._lost(shard.shard)
-                else:
-                    shard.written(part.forgotten_clients)
-            layers = [shard.overlay.dirty for shard in self._shards.values()]
-            self._commands = sum(dirty.records for dirty in layers)
-            self._bytes = sum(dirty.bytes for dirty in layers)
+            await self._bring_up(shards)
             self._commits.resume()
             self.checkpoints += 1
             if shards or self._rows:
                 await self._let_go(former)
 
-    async def release(self, shards: Sequence[OwnedShard]) -> frozenset[int]:
-        """Write what is left of shards whose intake and turns have stopped, and give each up in the transaction of its
-        last part. Returns those that somebody else owns.
-
-        The caller has waited until all that was staged is committed; a checkpoint under way, or one that stopped half
-        way, is finished first.
-        """
-        if self._one_at_a_time.locked() or any(shard.overlay.frozen is not None for shard in shards):
-            await self.checkpoint()
+    async def checkpoint_only(self, numbers: Collection[int]) -> None:
+        """Bring the tables of these shards up, so that there is little left to write when they are given back."""
         async with self._one_at_a_time:
-            parts = []
-            for shard in shards:
-                assert shard.committed_position == shard.position, (shard.committed_position, shard.position)
-                part = self._part(shard, release=True)
-                assert part.position == shard.position, (part.position, shard.position)
-                parts.append(part)
-            return await self._write(parts)
+            await self._bring_up([shard for n in numbers if (shard := self._shards.get(n)) is not None])
+
+    async def _bring_up(self, shards: Sequence[OwnedShard]) -> None:
+        parts = [self._part(shard) for shard in shards]
+        refused = await self._write(parts)
+        for shard, part in zip(shards, parts, strict=True):
+            if shard.shard in refused:
+                self._lost(shard.shard)
+            else:
+                shard.written(part.forgotten_clients)
+        layers = [shard.overlay.dirty for shard in self._shards.values()]
+        self._commands = sum(dirty.records for dirty in layers)
+        self._bytes = sum(dirty.bytes for dirty in layers)
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        """No checkpoint runs meanwhile, for which a release would have to wait while nobody serves its shards. To be
+        left soon: the commit path may be held until the next one."""
+        async with self._one_at_a_time:
+            yield
+
+    async def release(self, shards: Sequence[OwnedShard]) -> frozenset[int]:
+        """Inside `alone`: write what is left of shards whose intake and turns have stopped, and give each up in the
+        transaction of its last part. Returns those that somebody else owns.
+
+        The caller has waited until all that was staged is committed; a checkpoint that stopped half way is finished
+        first.
+        """
+        assert self._one_at_a_time.locked()
+        await self._bring_up([shard for shard in shards if shard.overlay.frozen is not None])
+        parts = []
+        for shard in shards:
+            assert shard.committed_position == shard.position, (shard.committed_position, shard.position)
+            part = self._part(shard, release=True)
+            assert part.position == shard.position, (part.position, shard.position)
+            parts.append(part)
+        return await self._write(parts)
 
     def _part(self, shard: OwnedShard, *, release: bool = False) -> ShardCheckpoint:
         dirty = shard.overlay.freeze(shard.committed_position)
