@@ -21,7 +21,7 @@ import msgspec
 from allocation import allocation
 from counters import Blob, Counter, Tally, app
 from delivery import resume, tells, transfers
-from figures import Bound, Figure, against, percentile
+from figures import Bound, Figure, against, in_seconds, percentile
 from load import drive
 from moves import coordinator, drain, handoff, join, stopped
 from plain_cluster import HostProcess, PlainCluster, plain_cluster
@@ -34,6 +34,8 @@ from atoll.persistence.records import decode_batch
 from atoll.sharding.hashing import shard_of
 
 FAILOVER_TIMEOUT_S = 30.0
+RAY_FAULTS = {"host killed": 0.3, "node killed": 1.0, "coordinator killed": 0.3}
+"""Made by deploy/chaos.py, and the median gap that is aimed at, in seconds."""
 
 
 # ---- throughput ----------------------------------------------------------------------------------------------------
@@ -259,6 +261,45 @@ async def main_job(_pace: Pace, folder: Path, say: Say) -> list[Figure]:
     ]
 
 
+async def ray_faults(pace: Pace, folder: Path, say: Say) -> list[Figure]:
+    """Faults on three real Ray nodes under steady load, and what its callers notice (deploy/chaos.py)."""
+    report = folder / "chaos.json"
+    script = HERE.parent / "deploy" / "chaos.py"
+    faults = [name for name in RAY_FAULTS for _ in range(pace.runs)]
+    say(f"{len(faults)} faults on Ray nodes")
+    chaos = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(script),
+        *(argument for name in faults for argument in ("--fault", name)),
+        "--json",
+        str(report),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    if await chaos.wait() and not report.exists():
+        raise RuntimeError('the faults could not be made: run `make chaos ARGS="--minutes 1"` to see why')
+    found = msgspec.json.decode(report.read_bytes())
+    wrong = sum(found[name] for name in ("lost", "doubled", "reordered", "stale_reads", "invented", "failed"))
+    figures = [
+        Figure(name="operations under faults on Ray nodes", value=found["operations"], unit=""),
+        Figure(
+            name="of them failed, lost, doubled, reordered or stale", value=wrong, unit="", kind=Bound.BELOW, limit=1
+        ),
+        Figure(
+            name=f"faults of {len(faults)} that bit",
+            value=found["faults_bit"],
+            unit="",
+            kind=Bound.AT_LEAST,
+            limit=len(faults),
+        ),
+    ]
+    for name, aim_p50_s in RAY_FAULTS.items():
+        gaps = found["gaps_ms"][name]
+        figures.append(in_seconds(f"{name} on Ray: gap, p50 of {gaps['count']}", gaps["p50"] / 1000, aim_p50_s))
+        figures.append(in_seconds(f"{name} on Ray: gap, worst", gaps["max"] / 1000, 1.0))
+    return figures
+
+
 async def measured(name: str, pace: Pace, say: Say) -> list[Figure]:
     """The figures of one topic, in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="atoll-bench-") as folder:
@@ -282,4 +323,5 @@ TOPICS: dict[str, Callable[[Pace, Path, Say], Awaitable[list[Figure]]]] = {
     "resume": resume,
     "start": start_up,
     "main-job": main_job,
+    "ray-faults": ray_faults,
 }
