@@ -5,6 +5,9 @@
 
 Only whole nodes are chosen by it, nothing is reserved: hosts take no resources of Ray's. All kinds of an app share its
 hosts and shards, so what one kind requires is required for all of them.
+
+The label `atoll-weight` of a node says how much of the load its host takes, as a ratio to the others: 2 is twice the
+shards of 1, which every node has that says nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +15,29 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
+from .errors import AtollError
+
+WEIGHT_LABEL = "atoll-weight"
+
 Requirements = Mapping[str, float | str]
+
+
+class WrongWeight(AtollError):
+    """A node's label cannot be a weight; the message says what to do."""
+
+
+def weight_of(labels: Mapping[str, str]) -> float:
+    """The weight of a node with these labels. Raises `WrongWeight`."""
+    said = labels.get(WEIGHT_LABEL, "1")
+    try:
+        weight = float(said)
+    except ValueError:
+        weight = 0.0
+    if not (weight > 0 and math.isfinite(weight)):
+        raise WrongWeight(
+            f"its label {WEIGHT_LABEL}={said!r} is no weight: start that node with `--labels {WEIGHT_LABEL}=2`, say"
+        )
+    return weight
 
 
 def checked(asked: object, where: str) -> dict[str, float | str]:

@@ -118,7 +118,13 @@ async def local(app: App, *, store: str | None = None) -> AsyncIterator[Cluster]
         )
         host = running.host
         coordination = Coordination(
-            app.name, store=opened, settings=settings, world=world, network=network, token=token
+            app.name,
+            store=opened,
+            settings=settings,
+            world=world,
+            network=network,
+            token=token,
+            version=app.version,
         )
         tasks = [
             world.spawn(host.keep_lease(host.lease_renewed), "atoll-lease"),

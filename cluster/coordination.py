@@ -46,10 +46,12 @@ class Coordination:
         world: World,
         network: Network,
         token: Token,
+        version: str = "",
         hosts_wanted: int = 1,
     ) -> None:
-        """`hosts_wanted`: when no living host has any shard as this coordinator begins, nothing is placed before so
-        many are live (or `GATHER_S` are over), so that the first ones of a starting cluster do not take everything."""
+        """`version`: of the app, as in `Coordinator`. `hosts_wanted`: when no living host has any shard as this
+        coordinator begins, nothing is placed before so many are live (or `GATHER_S` are over), so that the first ones
+        of a starting cluster do not take everything."""
         self._access = Access(app_name=app_name, token=token, settings=settings, world=world, network=network)
         self._store = store
         self._settings = settings
@@ -59,7 +61,9 @@ class Coordination:
         self._gathering_since: float | None = None
         self._gathered = False
         bounds = Bounds(moves_under_way=settings.moves_max, moves_per_round=settings.moves_max)
-        self._coordinator = Coordinator(settings.lease_s, reads_gap_max_s=settings.lease_s / 2, bounds=bounds)
+        self._coordinator = Coordinator(
+            settings.lease_s, reads_gap_max_s=settings.lease_s / 2, bounds=bounds, version=version
+        )
         self.draining_nodes: frozenset[str] = frozenset()
         """Nodes that are about to go: their hosts are drained."""
         self._loads: dict[int, dict[int, float]] = {}

@@ -60,6 +60,8 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     bind: str = "127.0.0.1"
     port: int = 0
     node: str = ""
+    weight: float = 1.0
+    """Its share of the shards, as a ratio to the others' weights."""
     version: str | None = None
     """What the app must say that it is; None: anything. Its folder may have changed since it was started."""
 
@@ -117,6 +119,7 @@ async def run_host(spec: HostSpec, ready: Callable[[RunningHost], None]) -> NoRe
             bind=spec.bind,
             port=spec.port,
             node=spec.node,
+            weight=spec.weight,
             process=this_process(),
             resources=resources,
             software=software(),

@@ -63,6 +63,7 @@ async def start_host(
     bind: str = "127.0.0.1",
     port: int = 0,
     node: str = "",
+    weight: float = 1.0,
     process: ProcessIdentity | None = None,
     resources: Any = None,
     software: str = "",
@@ -84,7 +85,7 @@ async def start_host(
     )
     address = await server.listen(bind, port)
     try:
-        incarnation = await store.register_host(address, node, process, version=app.version)
+        incarnation = await store.register_host(address, node, process, version=app.version, weight=weight)
     except BaseException:
         server.close("this host could not register")
         raise

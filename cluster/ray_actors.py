@@ -27,7 +27,7 @@ import msgspec
 import ray
 
 from ..actors.errors import AtollError, StoreError
-from ..actors.requirements import unmet
+from ..actors.requirements import unmet, weight_of
 from ..actors.settings import Settings
 from ..persistence.open import open_store
 from ..persistence.spi import HostRow, HostState, Store
@@ -256,6 +256,7 @@ class CoordinatorActor:
             world=SystemWorld(),
             network=TcpNetwork(),
             token=read_token_file(Path(spec.token_file)),
+            version=spec.version,
             hosts_wanted=spec.hosts_wanted,
         )
         return store, coordination
@@ -372,6 +373,7 @@ class CoordinatorActor:
             bind=node.address,
             port=port,
             node=node.id,
+            weight=weight_of(node.labels),
             version=spec.version,
         )
 

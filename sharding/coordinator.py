@@ -38,8 +38,11 @@ class Coordinator:
         reads_gap_max_s: float,
         bounds: Bounds | None = None,
         strategy: AllocationStrategy | None = None,
+        version: str = "",
     ) -> None:
-        """`reads_gap_max_s`: a longer gap between two observations starts all counts again."""
+        """`reads_gap_max_s`: a longer gap between two observations starts all counts again. `version`: of the app;
+        hosts that run it are preferred to those that run another one."""
+        self._version = version
         self._lease_s = lease_s
         self._reads_gap_max_s = reads_gap_max_s
         self._bounds = bounds or Bounds()
@@ -106,7 +109,6 @@ class Coordinator:
         loads: Mapping[int, float],
     ) -> tuple[Plan, dict[int, int]]:
         """The round's plan, and the epoch of each shard that it may speak of."""
-        ranks = _version_ranks(live)
         known = [host for host in live if met is None or host.incarnation in met]
         taking_part = {host.incarnation for host in known}
         silent = {host.incarnation for host in live} - taking_part | condemned
@@ -114,21 +116,18 @@ class Coordinator:
         epochs = {}
         for row in shards:
             holder = row.owner if row.state is ShardState.OWNED else row.assigned
-            if holder in silent:
+            if holder in silent or row.target in silent:
                 continue  # a condemnation has to be confirmed, a connection to come back: a later round decides
             epochs[row.shard] = row.epoch
             holder = holder if holder in taking_part else None
             facts.append(ShardFacts(row.shard, holder, loads.get(row.shard, 0.0), row.target))
         hosts = [
-            HostFacts(host.incarnation, host.weight, eligible=not host.draining, version=ranks[host.version])
+            HostFacts(
+                host.incarnation,
+                host.weight,
+                eligible=not host.draining,
+                version=int(host.version == self._version),
+            )
             for host in known
         ]
         return self._strategy.plan(hosts, facts, self._bounds), epochs
-
-
-def _version_ranks(hosts: Iterable[HostRow]) -> dict[str, int]:
-    """A version is as new as the newest host that runs it."""
-    newest: dict[str, int] = {}
-    for host in hosts:
-        newest[host.version] = max(host.incarnation, newest.get(host.version, 0))
-    return newest

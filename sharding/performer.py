@@ -8,7 +8,8 @@ The next turn may begin at once, on the uncommitted state; only what leaves the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -38,6 +39,33 @@ from .staging import Staging, digest_of
 from .window import Known
 
 log = logging.getLogger("atoll.host")
+
+
+class Metered:
+    """Awaits a turn, and adds what its steps take to the shard's busy time; what it waits for is not counted."""
+
+    __slots__ = ("_clock", "_shard", "_steps")
+
+    def __init__(self, turn: Coroutine[Any, Any, TurnResult], shard: OwnedShard, clock: Callable[[], float]) -> None:
+        self._steps = turn
+        self._shard = shard
+        self._clock = clock
+
+    def __await__(self) -> Generator[Any, Any, TurnResult]:
+        step: Callable[[], Any] = partial(self._steps.send, None)
+        while True:
+            began = self._clock()
+            try:
+                awaited = step()
+            except StopIteration as over:
+                result: TurnResult = over.value
+                return result
+            finally:
+                self._shard.busy_s += self._clock() - began
+            try:
+                step = partial(self._steps.send, (yield awaited))
+            except BaseException as error:  # noqa: BLE001 - a cancellation, say: it belongs inside
+                step = partial(self._steps.throw, error)
 
 
 class TurnPerformer:
@@ -200,7 +228,8 @@ class TurnPerformer:
             turn = replace(turn, root=root_of(pending), chain=chain, caller=asks)
         try:
             if pending.handler.is_async:
-                result = await activation.run_async(pending.handler, call.arguments, turn)
+                running = activation.run_async(pending.handler, call.arguments, turn)
+                result = await Metered(running, resident.shard, self._world.monotonic)
             else:
                 result = activation.run(pending.handler, call.arguments, turn)
         except CorruptRecord as error:

@@ -146,6 +146,7 @@ class SimCluster:
                 world=self.simulation.world(name),
                 network=self.simulation.network,
                 token=self.token,
+                version=self.app.version,
                 hosts_wanted=hosts_wanted,
             ).run()
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from atoll.persistence.spi import Assignment, HostRow, HostState, ShardRow, ShardState
 from atoll.sharding.coordinator import Coordinator, Decisions
@@ -12,8 +13,8 @@ GAP_S = 1.5
 NOBODY: frozenset[int] = frozenset()
 
 
-def host(incarnation: int, renewals: int = 0, state: HostState = HostState.LIVE) -> HostRow:
-    return HostRow(incarnation, f"h{incarnation}:1", state, renewals, "n", None)
+def host(incarnation: int, renewals: int = 0, state: HostState = HostState.LIVE, version: str = "") -> HostRow:
+    return HostRow(incarnation, f"h{incarnation}:1", state, renewals, "n", None, version=version)
 
 
 def owned(shard: int, by: int, epoch: int = 4) -> ShardRow:
@@ -123,3 +124,23 @@ def test_free_shards_and_those_of_unknown_hosts_are_given_to_the_emptiest() -> N
     decisions = coordinator.decide(0.0, 0.1, [host(1), host(2)], shards, NOBODY)
     assert decisions == Decisions(assign=(Assignment(3, 9, 2), Assignment(4, 6, 1)))
     assert coordinator.decide(0.2, 0.3, [], shards, NOBODY) == Decisions()
+
+
+def test_placements_prefer_the_version_that_was_asked_for_also_when_it_came_first() -> None:
+    """S17: after a roll-back, or when an old host is made anew, the youngest host is not that of the new version."""
+    rows = [host(5, version="wanted"), host(9, version="other")]
+    (assignment,) = Coordinator(LEASE_S, GAP_S, version="wanted").decide(0.0, 0.1, rows, [free(0)], NOBODY).assign
+    assert assignment.incarnation == 5
+    (assignment,) = Coordinator(LEASE_S, GAP_S, version="other").decide(0.0, 0.1, rows, [free(0)], NOBODY).assign
+    assert assignment.incarnation == 9
+
+
+def test_a_move_is_not_cancelled_because_the_connection_to_its_target_blinks() -> None:
+    """S13: the target is live; whether it takes the shard is decided once it answers again, or is condemned."""
+    rows = [host(1), host(2)]
+    shards = [owned(0, by=1), replace(owned(1, by=1), target=2)]
+    coordinator = Coordinator(LEASE_S, GAP_S)
+    assert coordinator.decide(0.0, 0.1, rows, shards, NOBODY, met=frozenset({1})).move == ()
+    gone = [host(1), host(2, state=HostState.GONE)]
+    (cancelled,) = coordinator.decide(0.2, 0.3, gone, shards, NOBODY, met=frozenset({1})).move
+    assert (cancelled.shard, cancelled.incarnation) == (1, 1)

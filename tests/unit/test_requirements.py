@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import atoll
-from atoll.actors.requirements import unmet
+from atoll.actors.requirements import WrongWeight, unmet, weight_of
 
 
 class Plain(atoll.Entity):
@@ -79,3 +79,16 @@ def test_a_version_is_a_short_string(version: str) -> None:
 def test_a_version_that_cannot_be(version: Any) -> None:
     with pytest.raises(ValueError, match="cannot be a version"):
         atoll.App("a", entities=[Plain], version=version)
+
+
+def test_a_node_weighs_what_its_label_says_and_one_without_a_label() -> None:
+    """S11: a host's share of the shards goes by the weight of its node."""
+    assert weight_of({}) == weight_of({"zone": "eu-1"}) == 1.0
+    assert weight_of({"atoll-weight": "2.5"}) == 2.5
+
+
+@pytest.mark.parametrize("said", ["", "much", "0", "-1", "inf", "nan"])
+def test_a_label_that_is_no_weight_is_told(said: str) -> None:
+    """API: the node's host does not start, and the reason names the label and what to write."""
+    with pytest.raises(WrongWeight, match=r"atoll-weight=.*start that node with"):
+        weight_of({"atoll-weight": said})
