@@ -213,6 +213,10 @@ class Carrier(ABC, Generic[L]):
         self._dialing[address] = task
         task.add_done_callback(lambda _: self._dialing.pop(address, None))
 
+    def connect_to(self, address: str) -> None:
+        """Have a connection there, if there can be one."""
+        self._dial(address)
+
     def poke(self, address: str, assigned: Sequence[tuple[int, int]] = ()) -> None:
         """Let a host look at the store now, and claim these. A hint: nothing is lost when it does not arrive."""
         link = self._links.get(address)

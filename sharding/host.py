@@ -59,10 +59,6 @@ PASSIVATED_PER_LOOK_MAX = 10_000
 """So that one look never holds the loop for long; the next look goes on."""
 
 
-def _nobody(address: str, assigned: Sequence[tuple[int, int]] = ()) -> None:
-    """Without a courier hosts find out by themselves."""
-
-
 class Host:
     """A `Receiver` of connections (cluster/server.py)."""
 
@@ -188,7 +184,7 @@ class Host:
             settings=settings,
             world=world,
             listener=self,
-            poke_host=courier.poke if courier is not None else _nobody,
+            courier=courier,
         )
 
     # ---- life ------------------------------------------------------------------------------------------------------

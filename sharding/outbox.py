@@ -39,6 +39,10 @@ class Courier(Protocol):
         owner may have sent it."""
         ...
 
+    def connect_to(self, address: str) -> None:
+        """Have a connection to that host, since it will be poked soon."""
+        ...
+
     def poke(self, address: str, assigned: Sequence[tuple[int, int]] = ()) -> None:
         """Let the host at that address look at the store, and claim these (shard, epoch) at once. A hint."""
         ...

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Protocol
 
 from ..actors.errors import CorruptRecord, StoreUnavailable
@@ -29,6 +29,7 @@ from ..persistence.spi import ShardRow, ShardState, Store
 from .commit import CommitPath
 from .intake import Intake
 from .messages import Poke, TableUpdate
+from .outbox import Courier
 from .shard import OwnedShard, Phase
 from .table import ShardTable
 from .upkeep import Upkeep
@@ -76,10 +77,10 @@ class Ownership:
         settings: Settings,
         world: World,
         listener: ShardListener,
-        poke_host: Callable[[str, Sequence[tuple[int, int]]], None],
+        courier: Courier | None,
     ) -> None:
-        """`shards` and `table` are the host's; only this module adds to and removes from them. `poke_host`: let the
-        host at an address look at the store, and claim (shard, epoch)."""
+        """`shards` and `table` are the host's; only this module adds to and removes from them. Without a
+        `courier` other hosts find out by themselves what they are given."""
         self._store = store
         self._incarnation = incarnation
         self._told = about(incarnation=incarnation)
@@ -91,7 +92,7 @@ class Ownership:
         self._settings = settings
         self._world = world
         self._listener = listener
-        self._poke_host = poke_host
+        self._courier = courier
         self._background: set[asyncio.Task[None]] = set()
         self._handing_over = False
         self._addresses = {incarnation: address}
@@ -250,10 +251,7 @@ class Ownership:
 
     async def _hand_over(self, leaving: Sequence[int]) -> None:
         try:
-            with contextlib.suppress(StoreUnavailable):  # the targets find out by themselves then
-                await self._learn_addresses(self._targets.values())
-            for target in set(self._targets.values()) & self._addresses.keys():
-                self._poke_host(self._addresses[target], ())  # so that there is a connection when it matters
+            await self._approach(set(self._targets.values()))
             for first in range(0, len(leaving), HANDOFF_SHARDS):
                 group = leaving[first : first + HANDOFF_SHARDS]
                 await self._upkeep.checkpoint_only(group)  # while they are served
@@ -262,6 +260,14 @@ class Ownership:
         finally:
             self._handing_over = False
             self._look.set()
+
+    async def _approach(self, targets: set[int]) -> None:
+        """Have connections to the targets before it matters."""
+        with contextlib.suppress(StoreUnavailable):  # they find out by themselves then
+            await self._learn_addresses(targets)
+        if self._courier is not None:
+            for target in targets & self._addresses.keys():
+                self._courier.connect_to(self._addresses[target])
 
     async def _hand_over_now(self, group: Sequence[int]) -> None:
         began = self._world.monotonic()
@@ -333,8 +339,10 @@ class Ownership:
             for shard in given
             if (target := self._targets.get(shard.shard)) in self._addresses
         ]
-        for address in {address for *_, address in entries}:
-            self._poke_host(address, [(shard, epoch) for shard, epoch, _, there in entries if there == address])
+        if self._courier is not None:
+            for address in {address for *_, address in entries}:
+                claims = [(shard, epoch) for shard, epoch, _, there in entries if there == address]
+                self._courier.poke(address, claims)
         self._push(self._table.merge(entries))
 
     def _tell_coordinators(self) -> None:

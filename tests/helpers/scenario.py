@@ -272,6 +272,14 @@ class Scenario(SimCluster):
         assert await self.store.assign(assignments) == set(shards)
         host.ownership.poke()
 
+    async def move(self, to: Host, *shards: int) -> None:
+        """Say where shards are wanted; their owners see to it."""
+        rows = await self.store.shards()
+        moves = [Assignment(shard, rows[shard].epoch, to.incarnation) for shard in shards]
+        assert await self.store.move(moves) == set(shards)
+        for running in self.running.values():
+            running.host.ownership.poke()
+
     async def fail_over(self, dead: Host, to: Host, *shards: int) -> None:
         """Kill a host, and give what it had to another one."""
         self.kill(dead)

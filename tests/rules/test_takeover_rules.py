@@ -14,6 +14,7 @@ from atoll.persistence.memory import MemoryStore
 from atoll.persistence.records import Record, decode_batch
 from atoll.persistence.recovery import take_over
 from atoll.persistence.spi import Assignment, CheckpointEnd, HostState, ShardState, TableWrite
+from atoll.sharding.hashing import shard_of
 from atoll.sharding.messages import Moved
 from atoll.sharding.shard import Phase
 
@@ -361,6 +362,76 @@ def test_a_release_carries_the_floors_of_clients_that_wrote_nothing() -> None:
         late.call(4, "put", item="given up", floor=4)
         assert (await late.answer(4))[0] is Status.BELOW_FLOOR
         assert await late.ask(9, "read", floor=9, attempt=2) == []
+
+    play(script)
+
+
+# ---- handoffs
+
+
+def test_a_target_is_told_what_it_may_claim_and_reads_nothing_before() -> None:
+    """S07, PR12: nobody serves the shard meanwhile, so the source says with its poke what it released, and the target
+    claims just that; a checkpoint that is under way, of which the release would have to wait, delays the handoff while
+    the shard is still served."""
+
+    async def script(s: Scenario) -> None:
+        shard = shard_of("a", 2)
+        a, b = await s.host(0, 1), await s.host()
+        c = s.raw_client(7, a)
+        await c.ask(1, "put", item="x")
+        held = s.store_of(a).hold("checkpoint")
+        periodic = s.hosts[a.incarnation].run(a.upkeep.checkpoint())
+        await held.reached()
+        await s.move(b, shard)
+        await asyncio.sleep(5)
+        assert await c.ask(2, "put", item="y") == 1
+        reads = s.store_of(b).hold("shards")
+        s.store_of(a).unhold("checkpoint")
+        await periodic
+        await until(lambda: shard in b.shards)
+        reads.let_go()
+        d = s.raw_client(7, b, 2)
+        assert await d.ask(3, "read") == ["x", "y"]
+        assert set(a.shards) == {1 - shard}
+
+    play(script, shards=2, store_poll_s=1000.0)
+
+
+def test_a_poke_that_offers_what_is_not_to_be_had_changes_nothing() -> None:
+    """S13: a shard of somebody else, at an epoch of the past or of the future, one that the store does not have."""
+
+    async def script(s: Scenario) -> None:
+        a, b = await s.host(0), await s.host()
+        before = await s.store.shards()
+        epoch = before[0].epoch
+        b.ownership.poke([(0, epoch), (1, 0), (2, 1), (2**63, 1)])
+        b.ownership.poke([(0, epoch + 1)])
+        b.ownership.poke([(0, epoch - 1)])
+        await asyncio.sleep(5)
+        assert (set(a.shards), set(b.shards)) == ({0}, set())
+        assert await s.store.shards() == before
+        assert not b.ended.done()
+
+    play(script, shards=2)
+
+
+def test_a_release_goes_where_its_row_says_then_and_not_where_its_source_thinks() -> None:
+    """S13, PR12: the target drains by the time of the release: what the source announces is wrong, and harmless."""
+
+    async def script(s: Scenario) -> None:
+        a, b, other = await s.host(0), await s.host(), await s.host()
+        held = s.store_of(a).hold("checkpoint")
+        await s.move(b, 0)
+        await held.reached()
+        await s.store.set_draining(b.incarnation, True)
+        held.let_go()
+        await until(lambda: not a.shards)
+        await asyncio.sleep(5)
+        assert (await s.row()).state is ShardState.FREE
+        assert not b.shards
+        await s.give(other, 0)
+        d = s.raw_client(7, other)
+        assert await d.ask(1, "put", item="x") == 0
 
     play(script)
 
