@@ -17,11 +17,12 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from atoll.actors.settings import Settings
 from atoll.cluster.api import Cluster, connected
@@ -88,9 +89,11 @@ class PlainCluster:
         """Of the hosts that were not killed."""
         return [host.address for host in self.hosts if host.alive]
 
-    async def start_host(self) -> HostProcess:
-        """Start one more host, and return when it serves (it owns no shards yet). Raises `HostDidNotStart`."""
+    async def start_host(self, bind: str = "127.0.0.1", within: Sequence[str] = ()) -> HostProcess:
+        """Start one more host, and return when it serves (it owns no shards yet). `within`: a command that runs the
+        process, with the process as its arguments. Raises `HostDidNotStart`."""
         process = await asyncio.create_subprocess_exec(
+            *within,
             sys.executable,
             "-m",
             "atoll.cluster.host_process",
@@ -101,7 +104,7 @@ class PlainCluster:
         assert process.stdout is not None
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                process.stdin.write(msgspec.json.encode(self._spec))
+                process.stdin.write(msgspec.json.encode(replace(self._spec, bind=bind)))
                 process.stdin.close()
                 line = await process.stdout.readline()
         except (TimeoutError, OSError) as error:

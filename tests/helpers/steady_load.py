@@ -18,7 +18,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,14 @@ class SteadyClient:
         self._reading = asyncio.create_task(self._read())
 
     @classmethod
-    async def start(cls, spec: Spec, environment: Mapping[str, str], folder: Path) -> SteadyClient:
+    async def start(
+        cls, spec: Spec, environment: Mapping[str, str], folder: Path, within: Sequence[str] = ()
+    ) -> SteadyClient:
+        """`within`: a command that runs the process, with the process as its arguments."""
         errors = folder / f"client-{spec.name}.log"
         with errors.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, str(HERE / "steady_client.py"), msgspec.json.encode(spec).decode(),
+                *within, sys.executable, str(HERE / "steady_client.py"), msgspec.json.encode(spec).decode(),
                 env=environment,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,

@@ -1,0 +1,136 @@
+"""A network that is cut between two hosts, each with a client on its side, over one store that both reach."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from ledger import History, Journal, List, Operation
+from luck import Luck
+from namespaces import CutOff, namespace
+from plain_cluster import PlainCluster, plain_cluster
+from steady_client import Spec
+from steady_load import SteadyClient, failures
+
+from atoll.persistence.spi import HostState, ShardRow, ShardState
+
+HELPERS = Path(__file__).resolve().parents[1] / "helpers"
+CALLERS = 24
+PATIENCE_S = 60.0
+LOOK_S = 0.02
+
+
+@pytest.fixture
+def network() -> Iterator[CutOff]:
+    with namespace() as cut_off:
+        if cut_off is None:
+            pytest.skip("this machine allows no network namespaces")
+        yield cut_off
+
+
+@contextlib.asynccontextmanager
+async def client(
+    name: str, host: str, cluster: PlainCluster, folder: Path, within: tuple[str, ...]
+) -> AsyncIterator[SteadyClient]:
+    """A process with a steady load on both hosts' shards."""
+    spec = Spec(
+        name=name,
+        target=f"tcp://{host}",
+        token_file=str(cluster.token_file),
+        shards=cluster.settings.shards,
+        callers=CALLERS,
+        pause_s=0.02,
+        timeout_s=PATIENCE_S,
+        seed=Luck().first_seed,
+    )
+    found = await SteadyClient.start(spec, os.environ, folder, within)
+    try:
+        yield found
+    finally:
+        await found.stop()
+
+
+async def both_serve(cluster: PlainCluster) -> list[ShardRow]:
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            rows = await cluster.store.shards()
+            if (
+                all(row.state is ShardState.OWNED and row.target is None for row in rows)
+                and len({row.owner for row in rows}) == 2
+            ):
+                return rows
+            await asyncio.sleep(LOOK_S)
+
+
+def owners(rows: list[ShardRow]) -> list[tuple[int | None, int]]:
+    return [(row.owner, row.epoch) for row in rows]
+
+
+async def is_reachable(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(0.5):
+            _, writer = await asyncio.open_connection(host, int(port))
+    except OSError:  # a time-out is one
+        return False
+    writer.close()
+    return True
+
+
+@pytest.mark.timeout(180)
+async def test_a_host_that_is_cut_off_from_all_but_the_store_and_its_own_client(
+    network: CutOff, tmp_path: Path
+) -> None:
+    """S14, S10: for twice its lease. It renews its lease, so nobody takes its shards, and both sides go on with what they
+    reach; who asks for the others waits, and is answered after the heal. Nothing is lost, doubled or reordered."""
+    async with contextlib.AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(
+            plain_cluster("ledger:app", "ledger", tmp_path, app_dir=HELPERS, hosts=0)
+        )
+        near, far = await cluster.start_host(network.here), await cluster.start_host(network.there, network.within)
+        before = await both_serve(cluster)
+        ours = await stack.enter_async_context(client("T", near.address, cluster, tmp_path, ()))
+        theirs = await stack.enter_async_context(client("R", far.address, cluster, tmp_path, network.within))
+        await asyncio.gather(ours.tell(begin="r"), theirs.tell(begin="r"))
+        await asyncio.gather(ours.tell(more=200), theirs.tell(more=200))
+
+        network.cut()
+        over = time.monotonic() + 2 * cluster.settings.lease_s
+        assert not await is_reachable(far.address), "the cut did not bite"
+        while time.monotonic() < over:
+            await asyncio.gather(ours.tell(more=50), theirs.tell(more=50))
+        assert owners(await cluster.store.shards()) == owners(before)
+        assert {host.state for host in await cluster.store.hosts()} == {HostState.LIVE}
+
+        network.heal()
+        files = [tmp_path / "ours.json", tmp_path / "theirs.json"]
+        await asyncio.gather(ours.tell(more=200), theirs.tell(more=200))
+        await asyncio.gather(ours.tell(end=str(files[0])), theirs.tell(end=str(files[1])))
+        await judge(cluster, files)
+
+
+async def judge(cluster: PlainCluster, files: list[Path]) -> None:
+    operations = [
+        operation for file in files for operation in msgspec.json.decode(file.read_bytes(), type=list[Operation])
+    ]
+    assert failures(operations) == []
+    history = History.of(operations)
+    kinds = {"List": List, "Journal": Journal}
+    final: dict[str, list[str]] = {}
+    async with cluster.connect() as reader:
+        for name in sorted({operation.entity for operation in operations}):
+            kind, _, id = name.partition("/")
+            told = {token for token, entity in history.accepted.items() if entity == name}
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    final[name] = await reader.entity(kinds[kind], id).read()
+                    if told <= set(final[name]):
+                        break
+                    await asyncio.sleep(LOOK_S)
+    assert history.findings(final).all() == []
