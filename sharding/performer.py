@@ -127,7 +127,7 @@ class TurnPerformer:
                 return self._closed(resident)
             pending = mailbox[0]
             backlog = resident.backlog
-            if backlog is not None and pending.client in backlog.parked:
+            if backlog is not None and backlog.holds_up(pending):
                 backlog.parked[pending.client].append(mailbox.popleft())
                 continue
             if activation is None or pending.handler.is_async or pending.suspect:
@@ -257,7 +257,7 @@ class TurnPerformer:
         while resident.mailbox and resident.shard.phase is not Phase.CLOSED:
             pending = resident.mailbox.popleft()
             backlog = resident.backlog
-            if backlog is not None and pending.client in backlog.parked:
+            if backlog is not None and backlog.holds_up(pending):
                 backlog.parked[pending.client].append(pending)
             elif pending.call.mode == Mode.TELL and (resident.kind.durable or pending.call.sender):
                 self._owed.unable(resident, pending, status, message)

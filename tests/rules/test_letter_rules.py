@@ -215,6 +215,26 @@ def test_a_replay_during_a_release_goes_to_the_next_owner() -> None:
     play(script, Post, tell_attempts_max=1)
 
 
+def test_a_replayed_tick_that_fails_again_holds_up_no_timer() -> None:
+    """M10: ticks have no sender that would want an order."""
+
+    async def script(s: Scenario) -> None:
+        a = await s.host(0)
+        c = client_of(s, 7, a)
+        await c.ask(1, "schedule_what", name="t", ms=0, what="fail", item="tick")
+        await until(lambda: a.shards[0].dead_letters, 2000.0)
+        (row,) = await letters(s)
+        await c.ask(2, REPLAY, number=row.number)
+        resident = a.shards[0].residents["Post", "a"]
+        await until(lambda: resident.backlog is not None and 0 in resident.backlog.parked)
+        await c.ask(3, "schedule", name="u", ms=0, item="other")
+        await until(lambda: RUNS["other"])
+        assert resident.backlog is not None
+        assert 0 in resident.backlog.parked
+
+    play(script, Post, tell_attempts_max=2, tell_retry_first_s=1000.0, tell_retry_max_s=1000.0)
+
+
 def test_a_replayed_tick_and_message_run_as_commands() -> None:
     """M08: whose due time and whose stream are long over."""
 
