@@ -84,8 +84,8 @@ class Backlog:
         self.parked: dict[int, deque[Pending]] = {}
 
     def holds_up(self, pending: Pending) -> bool:
-        """It stands behind one of its sender that is tried again later. A timer's tick has no sender; the dead letter of
-        one that is replayed has none either, but stands in the mailbox like a command."""
+        """It stands behind one of its sender that is tried again later. A timer's tick has no sender; the dead letter
+        of one that is replayed has none either, but stands in the mailbox like a command."""
         return pending.client in self.parked and pending.timer is None
 
     @property
