@@ -31,7 +31,7 @@ from ..sharding.table import ShardTable
 from .handshake import Refusal
 from .lanes import EntityKey, Lane, lane_key
 from .link import Access, Link
-from .wire import ANY_APP, Welcome
+from .wire import ANY_APP, Role, Welcome
 
 log = logging.getLogger("atoll.client")
 
@@ -43,9 +43,13 @@ L = TypeVar("L", bound=Lane[Any])
 
 
 class Carrier(ABC, Generic[L]):
-    def __init__(self, access: Access, addresses: Sequence[str], discover: Discover | None = None) -> None:
+    def __init__(
+        self, access: Access, addresses: Sequence[str], discover: Discover | None = None, role: Role = "client"
+    ) -> None:
         """`addresses`: hosts to begin with, `host:port`; more are learned from them. `discover`: asked for addresses
-        when none of the known ones answers any more (Ray's list of actors, a name service)."""
+        when none of the known ones answers any more (Ray's list of actors, a name service). `role`: as which it
+        introduces itself."""
+        self._role: Role = role
         self._access = access
         self._settings = access.settings
         self._world = access.world
@@ -320,7 +324,7 @@ class Carrier(ABC, Generic[L]):
 
     async def _open_link(self, address: str) -> None:
         self._generation += 1
-        link = Link(self, address, self._access, client=self._client, generation=self._generation)
+        link = Link(self, address, self._access, role=self._role, client=self._client, generation=self._generation)
         await link.open()
         if self._links.get(address) is link or link.closing:
             return  # the handshake was over before this task came back

@@ -35,6 +35,7 @@ from .carrier import Carrier, Discover, log
 from .deadlines import Deadlines
 from .lanes import CommandLane, OutgoingCommand
 from .link import Access, Link
+from .wire import Role
 
 SESSION_EXPIRED = "the client's session expired while the command was under way"
 
@@ -49,9 +50,10 @@ class Client(Carrier[CommandLane]):
         *,
         rejections: Mapping[str, type[Rejected]],
         discover: Discover | None = None,
+        role: Role = "client",
     ) -> None:
-        """`addresses`, `discover`: as of the carrier. `rejections`: the app's own, raised by their names."""
-        super().__init__(access, addresses, discover)
+        """`addresses`, `discover`, `role`: as of the carrier. `rejections`: the app's own, raised by their names."""
+        super().__init__(access, addresses, discover, role)
         self._rejections = rejections
         self._pid = os.getpid()
         self._deadlines = Deadlines(access.world, self._late)
@@ -134,6 +136,8 @@ class Client(Carrier[CommandLane]):
         except asyncio.CancelledError:
             self._forget(lane, out)
             raise
+        if answer.status == Status.OVERLOADED and answer.retry_after_ms:
+            raise Overloaded(answer.payload.decode("utf-8", "replace"), answer.retry_after_ms / 1000)
         if answer.status:  # everything but OK
             raise_for(Status(answer.status), answer.payload, self._rejections)
         return answer.payload
@@ -158,6 +162,10 @@ class Client(Carrier[CommandLane]):
                 if lane.link is link:
                     self._hold_entity(lane, out)
                 return
+            if answer.status == Status.STORE_AWAY:
+                out.outstanding -= 1
+                if out.outstanding:
+                    return  # another copy may run: only the deadline ends that
             if answer.status == Status.BELOW_FLOOR:
                 log.error(
                     "shard %d has a floor above unanswered number %d: please report this",

@@ -77,6 +77,8 @@ class TurnPerformer:
         self._asker = asker
         self._ready = ready
         self._idle = idle
+        self.held = False
+        """No turn begins, also of entities that were being loaded."""
 
     # ---- turns that need not wait ----------------------------------------------------------------------------------
 
@@ -97,6 +99,9 @@ class TurnPerformer:
             activation = resident.activation
             if resident.shard.phase is Phase.CLOSED:
                 return self._closed(resident)
+            if self.held:
+                self._ready(resident)
+                return True
             pending = mailbox[0]
             backlog = resident.backlog
             if backlog is not None and pending.client in backlog.parked:
