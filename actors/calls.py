@@ -43,6 +43,8 @@ class Status(enum.IntEnum):
     """Payload: a UTF-8 message. It never ran."""
     BELOW_FLOOR = 8
     """The client had given this number up: a late copy was dropped. Payload: empty."""
+    STORE_AWAY = 9
+    """Payload: a UTF-8 message. This copy did not run, and will not: the store did not answer before its deadline."""
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):

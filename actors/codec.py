@@ -51,6 +51,7 @@ _RAISED_AS: Mapping[Status, type[AtollError]] = {
     Status.DEADLINE_EXCEEDED: DeadlineExceeded,
     Status.UNAVAILABLE: Unavailable,
     Status.CALL_CYCLE: CallCycle,
+    Status.STORE_AWAY: Unavailable,
 }
 
 

@@ -60,6 +60,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # ---- the host
     mailbox_commands_max: int = 1000
     """Queued commands of one entity: a second of work at 1 ms each."""
+    mailbox_bytes_max: int = 8 << 20
+    """Arguments of the queued commands of one entity; one command is let in whatever its size. A few entities that are
+    stuck behind large commands then leave most of the next to the others."""
+    queued_bytes_max: int = 128 << 20
+    """Of one host: commands that wait for their turn, and what is staged and not durable. Above half of it a peer with
+    more than its share is not read from, above it nobody is, until there is room. Eight full connection windows."""
+    unsent_bytes_max: int = 256 << 20
+    """Of one host: answers that its peers do not take. Above it, the connection with the most is closed."""
+    uncommitted_commands_max: int = 20_000
+    """Records that are staged and not durable: at this bound no turn begins. Half a second of work: the store is stuck,
+    and what runs now could only wait for it."""
+    uncommitted_bytes_max: int = 64 << 20
+    """The same in bytes."""
     batch_commands_max: int = 1000
     """Records in one append. Larger batches no longer gain throughput, and delay everybody in them."""
     batch_bytes_max: int = 4 << 20
@@ -106,6 +119,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Exponential with full jitter: ten attempts take some 8 s, a short outage of what a handler calls outside."""
     accepted_in_memory_max: int = 100_000
     """Accepted commands in a host's memory; above this they are only stored, and come back as the others end."""
+    accepted_in_memory_bytes_max: int = 64 << 20
+    """The same in bytes of arguments."""
     mailbox_stored_max: int = 100_000
     """Accepted commands of one entity that are only stored; above this senders get `Overloaded`, as above the next."""
     stored_commands_max: int = 1_000_000

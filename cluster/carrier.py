@@ -3,12 +3,13 @@
     backlog --room in the windows--> lane --> link to the shard's owner --> answer
                                       |   ^
                                       |   `-- the owner is known
-                                      `------ Moved / OutOfOrder / lost connection / no route: the lane is held, then
-                                              everything unanswered in it is sent again, in order, before anything new
+                                      `------ Moved / lost connection / no route: the lane is held, then everything
+                                              unanswered in it is sent again, in order, before anything new
 
 Owners are learned from table pushes and `Moved`; a wrong guess costs a redirect. Retries wait with jittered exponential
-backoff. One carrier is one session: it speaks to each host over one connection. What is sent, what an answer means and
-when to give up is its subclasses' business: Client (client.py) and HostCourier (courier.py).
+backoff. A full mailbox holds its entity only (lanes.py). One carrier is one session: it speaks to each host over one
+connection. What is sent, what an answer means and when to give up is its subclasses' business: Client (client.py) and
+HostCourier (courier.py).
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from ..sharding.messages import Answer, Message, Moved, OutOfOrder, Poke, TableU
 from ..sharding.retries import pause_s
 from ..sharding.table import ShardTable
 from .handshake import Refusal
-from .lanes import Lane, lane_key
+from .lanes import EntityKey, Lane, lane_key
 from .link import Access, Link
-from .wire import ANY_APP, Welcome
+from .wire import ANY_APP, Role, Welcome
 
 log = logging.getLogger("atoll.client")
 
@@ -42,9 +43,13 @@ L = TypeVar("L", bound=Lane[Any])
 
 
 class Carrier(ABC, Generic[L]):
-    def __init__(self, access: Access, addresses: Sequence[str], discover: Discover | None = None) -> None:
+    def __init__(
+        self, access: Access, addresses: Sequence[str], discover: Discover | None = None, role: Role = "client"
+    ) -> None:
         """`addresses`: hosts to begin with, `host:port`; more are learned from them. `discover`: asked for addresses
-        when none of the known ones answers any more (Ray's list of actors, a name service)."""
+        when none of the known ones answers any more (Ray's list of actors, a name service). `role`: as which it
+        introduces itself."""
+        self._role: Role = role
         self._access = access
         self._settings = access.settings
         self._world = access.world
@@ -66,8 +71,10 @@ class Carrier(ABC, Generic[L]):
         self._dialing: dict[str, asyncio.Task[None]] = {}
         self._registering = asyncio.Lock()
         self._handshakes: dict[Link, asyncio.Future[None]] = {}
-        self._unanswered = 0
-        self._unanswered_bytes = 0
+        self._under_way = 0
+        """Commands that were sent and neither answered nor bounced. What is held costs the hosts nothing, and so takes
+        no room in the session's window: receivers that are stuck do not stop the others."""
+        self._under_way_bytes = 0
         self._blocked: OrderedDict[L, None] = OrderedDict()
         """Lanes with a backlog that wait for room in the session's own window."""
         self._closed = False
@@ -96,35 +103,48 @@ class Carrier(ABC, Generic[L]):
     def _admit(self, lane: L, now: float) -> None:
         """Send from the backlog what the windows have room for."""
         settings = self._settings
-        backlog = lane.backlog
-        while backlog:
-            out = backlog[0]
-            if not lane.room(out, self._lane_width, settings.mailbox_commands_max):
+        if lane.link is None:
+            if lane.retry is None:
+                self._route(lane)
+            return  # first what came back, over the new connection
+        while True:
+            queue = lane.next(self._lane_width, settings.mailbox_commands_max, now)
+            if queue is None:
                 return  # the next answer in this lane looks again
-            size = len(out.request.arguments)
-            if self._unanswered >= settings.window_commands or (
-                self._unanswered and self._unanswered_bytes + size > settings.window_bytes
+            out = queue[0]
+            if self._under_way >= settings.window_commands or (
+                self._under_way and self._under_way_bytes + len(out.request.arguments) > settings.window_bytes
             ):
                 self._blocked[lane] = None
                 return
-            backlog.popleft()
+            queue.popleft()
             lane.enter(out)
-            self._unanswered += 1
-            self._unanswered_bytes += size
-            link = lane.link
-            if link is not None:
-                link.send(lane.call(out, now, lane.newest_before(out)))
-            elif lane.retry is None:
-                self._route(lane)
+            if not lane.held or (out.request.kind, out.request.id) not in lane.held:
+                self._send(lane, out, now, lane.newest_before(out))
 
-    def _settle(self, lane: L, number: int) -> None:
+    def _send(self, lane: L, out: Any, now: float, prev: int) -> None:
+        if not out.under_way:
+            out.under_way = True
+            self._under_way += 1
+            self._under_way_bytes += len(out.request.arguments)
+        lane.link.send(lane.call(out, now, prev))
+
+    def _back(self, out: Any) -> None:
+        """It is not under way any more: answered, given up, or to be sent again later."""
+        if out.under_way:
+            out.under_way = False
+            self._under_way -= 1
+            self._under_way_bytes -= len(out.request.arguments)
+
+    def _settle(self, lane: L, number: int, *, answered: bool = False) -> None:
         """It has its answer, or was given up: make room."""
         out = lane.settle(number)
         if out is None:
             return
-        self._unanswered -= 1
-        self._unanswered_bytes -= len(out.request.arguments)
-        if lane.backlog:
+        self._back(out)
+        if answered and lane.held:
+            self._release_entity(lane, (out.request.kind, out.request.id))
+        if lane.waits:
             self._blocked[lane] = None
         if self._blocked:
             self._admit_blocked()
@@ -132,24 +152,25 @@ class Carrier(ABC, Generic[L]):
     def _admit_blocked(self) -> None:
         now = self._world.monotonic()
         for _ in range(len(self._blocked)):
-            if self._unanswered >= self._settings.window_commands:
+            if self._under_way >= self._settings.window_commands:
                 break
             self._admit(self._blocked.popitem(last=False)[0], now)  # lane by lane: a busy one starves no other
 
     # ---- routes ----------------------------------------------------------------------------------------------------
 
     def _route(self, lane: L) -> None:
-        """Find the lane's connection and send everything unanswered over it; hold the lane if there is none."""
+        """Find the lane's connection; send everything unanswered over it, then what is new. Hold the lane if there is
+        none."""
         if lane.retry is not None:
             lane.retry.cancel()
             lane.retry = None
-        if not lane.unanswered or self._closed:
-            lane.link = None
+        if self._closed or not (lane.unanswered or lane.waits):
+            self._detach(lane)
             return
         route = self._table.route(lane.shard)
         link = self._links.get(route.address) if route is not None else None
         if link is None:
-            lane.link = None
+            self._detach(lane)
             if route is not None:
                 self._dial(route.address)
             if not self._links:
@@ -157,12 +178,25 @@ class Carrier(ABC, Generic[L]):
             self._hold(lane)
             return
         lane.link = link
-        for call in lane.again(self._world.monotonic()):
-            link.send(call)
+        now = self._world.monotonic()
+        for out, prev in lane.again():
+            self._send(lane, out, now, prev)
+        if lane.waits:
+            self._admit(lane, now)
+
+    def _detach(self, lane: L) -> None:
+        """It has no connection: nothing of it is under way."""
+        if lane.link is None:
+            return
+        lane.link = None
+        for out in lane.unanswered.values():
+            self._back(out)
+        if self._blocked:
+            self._loop.call_soon(self._admit_blocked)
 
     def _hold(self, lane: L) -> None:
         """Send nothing in this lane until a pause is over (or news of its owner comes), then everything again."""
-        lane.link = None
+        self._detach(lane)
         if lane.retry is None:
             lane.retries += 1
             lane.retry = self._loop.call_later(self._pause_s(lane.retries), self._retry, lane)
@@ -170,6 +204,41 @@ class Carrier(ABC, Generic[L]):
     def _retry(self, lane: L) -> None:
         lane.retry = None
         self._route(lane)
+
+    # ---- full mailboxes --------------------------------------------------------------------------------------------
+
+    def _hold_entity(self, lane: L, out: Any, *, out_of_order: bool = False) -> None:
+        """It came back, and nothing is wrong with the lane: send nothing to its entity until a pause is over."""
+        held = lane.hold(out, out_of_order=out_of_order)
+        key = (out.request.kind, out.request.id)
+        for later, _ in lane.from_held(key):
+            self._back(later)
+        if held.retry is None:
+            held.retries += 1
+            held.retry = self._loop.call_later(self._pause_s(held.retries), self._retry_entity, lane, key)
+        if self._blocked:
+            self._loop.call_soon(self._admit_blocked)
+
+    def _retry_entity(self, lane: L, key: EntityKey) -> None:
+        """Try the oldest that was bounced; with no connection, the lane does so when it has one."""
+        held = lane.held[key]
+        held.retry = None
+        if lane.link is not None:
+            out, prev = lane.from_held(key)[0]
+            self._send(lane, out, self._world.monotonic(), prev)
+
+    def _release_entity(self, lane: L, key: EntityKey) -> None:
+        """The entity gave an answer: its mailbox has room again. Send what is held, in order, before anything new."""
+        held = lane.held.get(key)
+        if held is None:
+            return
+        held.cancel()
+        rest = lane.from_held(key)
+        del lane.held[key]
+        if lane.link is not None:
+            now = self._world.monotonic()
+            for out, prev in rest:
+                self._send(lane, out, now, prev)
 
     def _pause_s(self, retries: int) -> float:
         return pause_s(self._world, self._settings.retry_first_s, self._settings.retry_max_s, retries)
@@ -200,7 +269,10 @@ class Carrier(ABC, Generic[L]):
             return
         out.outstanding -= 1
         if lane.link is link:
-            self._hold(lane)
+            if type(bounce) is OutOfOrder:
+                self._hold_entity(lane, out, out_of_order=True)
+            else:
+                self._hold(lane)
         if type(bounce) is Moved and bounce.address:
             self._learn(((bounce.shard, bounce.epoch, bounce.incarnation, bounce.address),))
 
@@ -256,7 +328,7 @@ class Carrier(ABC, Generic[L]):
 
     async def _open_link(self, address: str) -> None:
         self._generation += 1
-        link = Link(self, address, self._access, client=self._client, generation=self._generation)
+        link = Link(self, address, self._access, role=self._role, client=self._client, generation=self._generation)
         await link.open()
         if self._links.get(address) is link or link.closing:
             return  # the handshake was over before this task came back
@@ -277,11 +349,17 @@ class Carrier(ABC, Generic[L]):
         for task in list(self._dialing.values()):
             task.cancel()
         for lane in self._lanes.values():
-            lane.link = None
-            if lane.retry is not None:
-                lane.retry.cancel()
+            self._quiet(lane)
         for link in list(self._links.values()):
             link.close(CLOSING)
+
+    def _quiet(self, lane: L) -> None:
+        """Send nothing of that lane by itself any more."""
+        self._detach(lane)
+        if lane.retry is not None:
+            lane.retry.cancel()
+        for held in lane.held.values():
+            held.cancel()
 
     # LinkListener
 
@@ -313,7 +391,7 @@ class Carrier(ABC, Generic[L]):
             link.send(Poke(tuple(assigned)))
         for lane in self._lanes.values():
             route = self._table.route(lane.shard)
-            if route is not None and route.address == link.address and lane.unanswered:
+            if route is not None and route.address == link.address and (lane.unanswered or lane.waits):
                 self._route(lane)
 
     def closed(self, link: Link, reason: str) -> None:
@@ -328,8 +406,8 @@ class Carrier(ABC, Generic[L]):
             log.info("connection to %s closed: %s", link.address, reason)
         for lane in self._lanes.values():
             if lane.link is link:
-                lane.link = None
-                if lane.unanswered:
+                self._detach(lane)
+                if lane.unanswered or lane.waits:
                     self._hold(lane)
         if not self._closed and not self._links and link.refusal is None:
             self._seek_hosts()  # to hear of the new owners as soon as there are any

@@ -2,7 +2,7 @@
 
     call --> lane of its shard --> link to the owner --> Answer --> the caller
                  |   ^
-                 |   `-- bounced, or a full mailbox: the lane is held and sent again (carrier.py)
+                 |   `-- bounced: the lane is held and sent again; a full mailbox: its entity (carrier.py)
                  `------ deadline: given up; the error says whether it may have run
 
 All retries end with the deadlines of the commands. One client is one session, whose numbers are its own: a forked child
@@ -35,6 +35,7 @@ from .carrier import Carrier, Discover, log
 from .deadlines import Deadlines
 from .lanes import CommandLane, OutgoingCommand
 from .link import Access, Link
+from .wire import Role
 
 SESSION_EXPIRED = "the client's session expired while the command was under way"
 
@@ -49,9 +50,10 @@ class Client(Carrier[CommandLane]):
         *,
         rejections: Mapping[str, type[Rejected]],
         discover: Discover | None = None,
+        role: Role = "client",
     ) -> None:
-        """`addresses`, `discover`: as of the carrier. `rejections`: the app's own, raised by their names."""
-        super().__init__(access, addresses, discover)
+        """`addresses`, `discover`, `role`: as of the carrier. `rejections`: the app's own, raised by their names."""
+        super().__init__(access, addresses, discover, role)
         self._rejections = rejections
         self._pid = os.getpid()
         self._deadlines = Deadlines(access.world, self._late)
@@ -95,7 +97,7 @@ class Client(Carrier[CommandLane]):
         self._hang_up()
         self._deadlines.stop()
         for lane in self._lanes.values():
-            for out in [*lane.unanswered.values(), *lane.backlog]:
+            for out in [*lane.unanswered.values(), *lane.waiting()]:
                 self._give_up(lane, out, "the client was closed")
 
     async def table_complete(self) -> None:
@@ -125,8 +127,8 @@ class Client(Carrier[CommandLane]):
         lane.backlog.append(out)
         if len(lane.backlog) == 1:
             self._admit(lane, now)
-        if request.fail_fast and not out.number:
-            lane.backlog.remove(out)
+        if request.fail_fast and not out.number and lane.link is not None:
+            lane.withdraw(out)
             raise Overloaded("the client's window is full", retry_after_s=self._settings.retry_max_s)
         self._deadlines.watch(timeout_s, out)
         try:
@@ -134,6 +136,8 @@ class Client(Carrier[CommandLane]):
         except asyncio.CancelledError:
             self._forget(lane, out)
             raise
+        if answer.status == Status.OVERLOADED and answer.retry_after_ms:
+            raise Overloaded(answer.payload.decode("utf-8", "replace"), answer.retry_after_ms / 1000)
         if answer.status:  # everything but OK
             raise_for(Status(answer.status), answer.payload, self._rejections)
         return answer.payload
@@ -156,8 +160,12 @@ class Client(Carrier[CommandLane]):
             if answer.status == Status.OVERLOADED and (not out.request.fail_fast or out.outstanding > 1):
                 out.outstanding -= 1  # with another copy under way it is not true that it did not run
                 if lane.link is link:
-                    self._hold(lane)
+                    self._hold_entity(lane, out)
                 return
+            if answer.status == Status.STORE_AWAY:
+                out.outstanding -= 1
+                if out.outstanding:
+                    return  # another copy may run: only the deadline ends that
             if answer.status == Status.BELOW_FLOOR:
                 log.error(
                     "shard %d has a floor above unanswered number %d: please report this",
@@ -168,7 +176,9 @@ class Client(Carrier[CommandLane]):
                 self._give_up(lane, out, "the shard had forgotten its number")
                 return
         lane.retries = 0
-        self._settle(lane, answer.number)
+        if lane.busy:
+            lane.answered(out, self._world.monotonic())
+        self._settle(lane, answer.number, answered=answer.status != Status.OVERLOADED)
         if not out.done.done():
             out.done.set_result(answer)
 
@@ -178,8 +188,8 @@ class Client(Carrier[CommandLane]):
         """Its caller no longer waits: the floor may pass it."""
         if out.number:
             self._settle(lane, out.number)
-        elif out in lane.backlog:
-            lane.backlog.remove(out)
+        else:
+            lane.withdraw(out)
 
     def _give_up(self, lane: CommandLane, out: OutgoingCommand, why: str) -> None:
         self._forget(lane, out)
@@ -203,10 +213,8 @@ class Client(Carrier[CommandLane]):
         """What was sent has an unknown outcome, the rest gets new numbers."""
         lanes, self._lanes = self._lanes, {}
         self._blocked.clear()
-        self._unanswered = self._unanswered_bytes = 0
         for lane in lanes.values():
-            if lane.retry is not None:
-                lane.retry.cancel()
+            self._quiet(lane)
             again = self._lane(lane.shard)
             for out in lane.unanswered.values():
                 if out.outstanding:
@@ -215,5 +223,5 @@ class Client(Carrier[CommandLane]):
                 else:
                     out.number = 0
                     again.backlog.append(out)
-            again.backlog.extend(lane.backlog)
+            again.backlog.extend(lane.waiting())
             self._admit(again, self._world.monotonic())

@@ -39,6 +39,9 @@ _WRITE_HIGH_BYTES = 1 << 20
 """Unsent bytes at which a host stops reading from a peer: several round trips' worth, so that a healthy one never
 meets it."""
 
+UNSENT_BYTES = 16 << 10
+"""Unsent bytes of one connection that a host counts: less is what every healthy one has between two ticks."""
+
 _FRAME_MESSAGES = 64
 """Messages that wait for the end of the tick at most. Without this bound client and host take turns: each makes its
 whole window of messages before the other sees the first."""
@@ -134,8 +137,22 @@ class Connection(asyncio.Protocol, ABC):
         self._transport.write(frame)
         waiting = self._transport.get_write_buffer_size()
         if waiting > self._outgoing_bytes_max:
-            self._finish(f"the peer does not read: {waiting} bytes wait for it")
-            self._transport.abort()
+            self.drop()
+        elif waiting > UNSENT_BYTES:
+            self._unsent(waiting)
+
+    def _unsent(self, waiting: int) -> None:
+        """So many bytes wait for the peer: worth counting."""
+
+    @property
+    def unsent_bytes(self) -> int:
+        """What the peer has not taken."""
+        return self._transport.get_write_buffer_size()
+
+    def drop(self) -> None:
+        """Give up a peer that does not take what it asked for: a Goodbye would only queue up behind that."""
+        self._finish(f"the peer does not read: {self.unsent_bytes} bytes wait for it")
+        self._transport.abort()
 
     # ---- what asyncio calls ----------------------------------------------------------------------------------
 

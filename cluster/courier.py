@@ -2,7 +2,8 @@
 
     carry --> stream (sending shard -> receiving shard) --> link to the owner --> OK / below its floor --> arrived
                 |   ^
-                |   `-- anything else: the stream is held and sent again in order (carrier.py), for as long as it takes
+                |   `-- a full mailbox holds its entity, anything else the stream: what is held is sent again in order
+                |       (carrier.py), for as long as it takes
                 `------ drop: the sending shard is not this host's any more
 
 It has connections and a session of its own, so that what receivers cannot take yet never holds up the asks of handlers.
@@ -63,8 +64,6 @@ class HostCourier(Carrier[Stream]):
     def drop(self, sending_shard: int) -> None:
         sender = sending_shard + 1
         for stream in [stream for stream in self._lanes.values() if stream.sender == sender]:
-            self._unanswered -= len(stream.unanswered)
-            self._unanswered_bytes -= sum(len(out.request.arguments) for out in stream.unanswered.values())
             self._forget(stream)
         self._admit_blocked()
 
@@ -85,8 +84,7 @@ class HostCourier(Carrier[Stream]):
         return stream
 
     def _forget(self, stream: Stream) -> None:
-        if stream.retry is not None:
-            stream.retry.cancel()
+        self._quiet(stream)
         self._blocked.pop(stream, None)
         del self._lanes[lane_key(stream.sender, stream.shard)]
 
@@ -99,14 +97,17 @@ class HostCourier(Carrier[Stream]):
         if stream is None or out is None:
             return  # a second answer, or the shard was dropped meanwhile
         if answer.status not in _TAKEN_OVER:
+            if answer.status == Status.OVERLOADED:
+                if stream.link is link:
+                    self._hold_entity(stream, out)
+                return
             if stream.link is link:
                 self._hold(stream)
-            if answer.status != Status.OVERLOADED:
-                self._warn(out, answer)
+            self._warn(out, answer)
             return
         if answer.number == stream.floor:
             stream.retries = 0  # while the oldest is not taken, what passes it by is no progress: keep backing off
-        self._settle(stream, answer.number)
+        self._settle(stream, answer.number, answered=True)
         if not stream.unanswered and not stream.backlog:
             self._forget(stream)
         out.arrived(answer.number)

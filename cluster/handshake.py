@@ -352,7 +352,7 @@ class ClientHandshake:
     def _welcome(self, welcome: Welcome) -> Effects:
         if welcome.incarnation != self._incarnation:
             raise _RefusedHere(Refusal.PROTOCOL, "Welcome of another incarnation than the Challenge")
-        if self.hello.role == "client" and (welcome.client == 0 or self.hello.client not in (0, welcome.client)):
+        if self.hello.role != "coordinator" and (welcome.client == 0 or self.hello.client not in (0, welcome.client)):
             raise _RefusedHere(Refusal.PROTOCOL, "Welcome for another client than the one that said Hello")
         if welcome.shards == 0:
             raise _RefusedHere(Refusal.PROTOCOL, "Welcome to a cluster without shards")

@@ -104,6 +104,7 @@ async def start_host(
         courier=courier,
     )
     server.receiver = host
+    host.budget.hold_all = server.hold
     server.serve(incarnation)
     host.start()
     return RunningHost(host, server, address, asker, courier)
@@ -138,7 +139,7 @@ class HostAsker:
     def __init__(self, access: Access, address: str) -> None:
         self._opening = asyncio.Lock()
         self._opened = False
-        self._client = Client(access, [address], rejections=known_rejections())
+        self._client = Client(access, [address], rejections=known_rejections(), role="host")
 
     @property
     def app_name(self) -> str:

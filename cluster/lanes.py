@@ -6,16 +6,20 @@ A lane is one sender's traffic with one shard: a client's commands, or a stream 
                                      |         ^
                                      +--sent---+  again, with the same number, after any change of owner or connection
 
-A client's commands are numbered without gaps when they enter the window, in the order offered; messages bring the
-numbers of their outbox, which only grow. The floor in every call tells the shard what it may forget; `prev` names the
-previous unanswered number to the same entity, so that a reconnect cannot reorder.
+A client's commands are numbered without gaps when they enter the window, those to one entity in the order offered;
+messages bring the numbers of their outbox, which only grow. The floor in every call tells the shard what it may forget;
+`prev` names the previous unanswered number to the same entity, so that a reconnect cannot reorder.
+
+One entity does not hold up the others. Commands to one that is busy wait beside the backlog (pace.py). What a full
+mailbox bounced is held, with all that was offered to that entity after it, until one of them is answered; from time to
+time the oldest that was bounced is tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +28,7 @@ import msgspec
 from ..actors.calls import Mode, Request
 from ..actors.stored import StoredMessage
 from ..sharding.messages import Answer, Call
+from .pace import PACE_FIRST, Pace
 
 R = TypeVar("R", Request, StoredMessage)
 
@@ -37,6 +42,8 @@ class Outgoing(msgspec.Struct, Generic[R], eq=False):
     attempts: int = 0
     outstanding: int = 0
     """Sendings that were neither answered nor bounced: while there is one, it may run."""
+    under_way: bool = False
+    """It was sent over the lane's present connection and did not come back: it takes room in the session's window."""
 
 
 class OutgoingCommand(Outgoing[Request], kw_only=True):
@@ -52,7 +59,26 @@ class OutgoingMessage(Outgoing[StoredMessage], kw_only=True):
     arrived: Callable[[int], None]
 
 
+EntityKey = tuple[str, str]
+"""(kind, ID)"""
+
 Out = TypeVar("Out", bound=Outgoing[Any])
+
+
+class Held:
+    """An entity whose mailbox was full: from `number` on nothing is sent but that one, when a pause is over."""
+
+    __slots__ = ("number", "retries", "retry")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.retries = 0
+        self.retry: asyncio.TimerHandle | None = None
+
+    def cancel(self) -> None:
+        if self.retry is not None:
+            self.retry.cancel()
+            self.retry = None
 
 
 def lane_key(sender: int, shard: int) -> int:
@@ -66,6 +92,7 @@ class Lane(ABC, Generic[Out]):
         "_entered",
         "backlog",
         "floor",
+        "held",
         "link",
         "next_number",
         "retries",
@@ -86,21 +113,33 @@ class Lane(ABC, Generic[Out]):
         self.unanswered: dict[int, Out] = {}
         self._entered: list[int] = []
         """The numbers at or above the floor that entered, answered ones too: what the shard has to remember of us."""
-        self._by_entity: dict[tuple[str, str], list[int]] = {}
+        self._by_entity: dict[EntityKey, list[int]] = {}
         """The unanswered numbers per entity, in order. Lists: most hold one, and a deque costs six times that."""
         self.backlog: deque[Out] = deque()
         """Offered, waiting for room in the window."""
+        self.held: dict[EntityKey, Held] = {}
         self.link: Any = None
         """The connection that new calls take; None while the lane is held (no route, or a retry is due)."""
         self.retry: asyncio.TimerHandle | None = None
         self.retries = 0
         """In a row, for the backoff."""
 
+    def next(self, width: int, mailbox_max: int, now: float) -> deque[Out] | None:
+        """The queue whose first is the next to enter; None when there is no room for any, or none waits. `width`:
+        numbers at or above the floor; `mailbox_max`: of them to one entity."""
+        backlog = self.backlog
+        return backlog if backlog and self.room(backlog[0], width, mailbox_max) else None
+
     def room(self, out: Out, width: int, mailbox_max: int) -> bool:
         if len(self._entered) >= width:
             return False
         queued = self._by_entity.get((out.request.kind, out.request.id))
         return queued is None or len(queued) < mailbox_max
+
+    @property
+    def waits(self) -> bool:
+        """Something that may have room now has not entered."""
+        return bool(self.backlog)
 
     def enter(self, out: Out) -> None:
         """Give it its number, if it brings none, and a place in the window."""
@@ -128,15 +167,43 @@ class Lane(ABC, Generic[Out]):
         queued = self._by_entity[out.request.kind, out.request.id]
         return queued[-2] if len(queued) > 1 else 0
 
-    def again(self, now: float) -> list[Call]:
-        """Everything unanswered, in order, for another attempt."""
-        newest: dict[tuple[str, str], int] = {}
-        calls = []
+    def again(self) -> list[tuple[Out, int]]:
+        """Everything unanswered that is not held, in order, for another attempt, each with its `prev`."""
+        newest: dict[EntityKey, int] = {}
+        outs = []
         for number, out in self.unanswered.items():
             key = (out.request.kind, out.request.id)
-            calls.append(self.call(out, now, newest.get(key, 0)))
+            held = self.held.get(key)
+            if held is None or number <= held.number:
+                outs.append((out, newest.get(key, 0)))
             newest[key] = number
-        return calls
+        return outs
+
+    # ---- full mailboxes --------------------------------------------------------------------------------------------
+
+    def hold(self, out: Out, *, out_of_order: bool) -> Held:
+        """It came back: hold its entity. Out of order: the shard does not know its predecessor."""
+        key = (out.request.kind, out.request.id)
+        held = self.held.get(key)
+        if held is None:
+            held = self.held[key] = Held(out.number)
+        if out_of_order and out.number <= held.number:
+            held.number = self._by_entity[key][0]  # whatever the shard lost, it gets all again
+        else:
+            held.number = min(held.number, out.number)
+        return held
+
+    def from_held(self, key: EntityKey) -> list[tuple[Out, int]]:
+        """What is held of that entity, in order, each with its `prev`."""
+        numbers = self._by_entity[key]
+        first = self.held[key].number
+        return [
+            (self.unanswered[number], numbers[place - 1] if place else 0)
+            for place, number in enumerate(numbers)
+            if number >= first
+        ]
+
+    # ---- ends ------------------------------------------------------------------------------------------------------
 
     def settle(self, number: int) -> Out | None:
         """Answered, or given up: the floor passes it. None: it was settled before."""
@@ -149,6 +216,11 @@ class Lane(ABC, Generic[Out]):
         queued.remove(number)  # nearly always the first
         if not queued:
             del self._by_entity[key]
+        if self.held:
+            held = self.held.get(key)
+            if held is not None and (not queued or queued[-1] < held.number):
+                held.cancel()  # all that came back was given up
+                del self.held[key]
         if number == self.floor:
             entered = self._entered
             passed = 1
@@ -162,7 +234,116 @@ class Lane(ABC, Generic[Out]):
 class CommandLane(Lane[OutgoingCommand]):
     """A client's commands to one shard."""
 
-    __slots__ = ()
+    __slots__ = ("_backlog_first", "_ready", "busy")
+
+    def __init__(self, shard: int) -> None:
+        super().__init__(shard)
+        self.busy: dict[EntityKey, Pace[OutgoingCommand]] = {}
+        self._ready: OrderedDict[EntityKey, None] = OrderedDict()
+        """Busy entities for whose commands there may be room."""
+        self._backlog_first = True
+        """Busy entities and the backlog take turns."""
+
+    def next(self, width: int, mailbox_max: int, now: float) -> deque[OutgoingCommand] | None:
+        if len(self._entered) >= width:
+            return None
+        if not self._ready:
+            return self._from_backlog(width, mailbox_max, now)
+        if self._backlog_first:
+            return self._from_backlog(width, mailbox_max, now) or self._from_ready(width, mailbox_max, now)
+        return self._from_ready(width, mailbox_max, now) or self._from_backlog(width, mailbox_max, now)
+
+    def _from_ready(self, width: int, mailbox_max: int, now: float) -> deque[OutgoingCommand] | None:
+        while self._ready:
+            key = next(iter(self._ready))
+            pace = self.busy.get(key)
+            while pace is not None and pace.waiting and pace.waiting[0].deadline <= now:
+                pace.waiting.popleft()  # it is about to be given up: nobody would hear of it any more
+            if pace is not None and pace.waiting and self._has_room(key, pace, width, mailbox_max):
+                return pace.waiting
+            del self._ready[key]
+        return None
+
+    def _from_backlog(self, width: int, mailbox_max: int, now: float) -> deque[OutgoingCommand] | None:
+        backlog = self.backlog
+        while backlog:
+            out = backlog[0]
+            if out.deadline <= now:
+                backlog.popleft()
+                continue
+            key = (out.request.kind, out.request.id)
+            pace = self.busy.get(key) if self.busy else None
+            if pace is None:
+                queued = self._by_entity.get(key)
+                if queued is None or (len(queued) < PACE_FIRST and key not in self.held):
+                    return backlog
+                pace = self.busy[key] = Pace(now)
+            if not pace.waiting and self._has_room(key, pace, width, mailbox_max, out):
+                return backlog
+            pace.waiting.append(backlog.popleft())
+        return None
+
+    def _has_room(
+        self,
+        key: EntityKey,
+        pace: Pace[OutgoingCommand],
+        width: int,
+        mailbox_max: int,
+        out: OutgoingCommand | None = None,
+    ) -> bool:
+        if key in self.held:
+            return False
+        limit = min(mailbox_max, max(1, width // 2), pace.under_way_max)
+        if out is not None and out.request.fail_fast:
+            limit = mailbox_max  # it may be refused by a full mailbox, but not by our caution
+        return len(self._by_entity.get(key, ())) < limit
+
+    def enter(self, out: OutgoingCommand) -> None:
+        super().enter(out)
+        if self._ready:
+            key = (out.request.kind, out.request.id)
+            self._backlog_first = key in self._ready
+            if self._backlog_first:
+                self._ready.move_to_end(key)
+
+    @property
+    def waits(self) -> bool:
+        return bool(self.backlog or self._ready)
+
+    def waiting(self) -> list[OutgoingCommand]:
+        """All that has not entered, those to one entity in order."""
+        return [*(out for pace in self.busy.values() for out in pace.waiting), *self.backlog]
+
+    def withdraw(self, out: OutgoingCommand) -> None:
+        """It has not entered, and shall not."""
+        key = (out.request.kind, out.request.id)
+        pace = self.busy.get(key)
+        for queue in (self.backlog,) if pace is None else (pace.waiting, self.backlog):
+            if out in queue:
+                queue.remove(out)
+                break
+        self._look_at(key)
+
+    def answered(self, out: OutgoingCommand, now: float) -> None:
+        """The shard answered it. Before `settle`, and needed only while there is anybody `busy`."""
+        pace = self.busy.get((out.request.kind, out.request.id))
+        if pace is not None:
+            pace.answered(now)
+
+    def settle(self, number: int) -> OutgoingCommand | None:
+        out = super().settle(number)
+        if out is not None and self.busy:
+            self._look_at((out.request.kind, out.request.id))
+        return out
+
+    def _look_at(self, key: EntityKey) -> None:
+        pace = self.busy.get(key)
+        if pace is None:
+            return
+        if pace.waiting:
+            self._ready[key] = None
+        elif key not in self._by_entity:
+            del self.busy[key]
 
     def call(self, out: OutgoingCommand, now: float, prev: int) -> Call:
         out.attempts += 1

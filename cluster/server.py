@@ -8,7 +8,7 @@
 Rules:
 - What one peer sends wrong ends that peer's connection and touches no other.
 - Everything is bounded: connections, unproved peers among them (the oldest gives way to the newest, so that peers that
-  say nothing cannot lock others out), and what each makes us keep (connection.py).
+  say nothing cannot lock others out), what each makes us keep (connection.py), and what all together do not take.
 - The listener stays open while the process lives, at the limit too: a refused connection is proof of death (rule 16).
 """
 
@@ -23,7 +23,7 @@ from ..actors.errors import StoreError
 from ..actors.settings import Settings
 from ..actors.world import World
 from ..sharding.messages import Message, Peer
-from .connection import Connection
+from .connection import UNSENT_BYTES, Connection
 from .handshake import End, HostHandshake, HostTerms, Refusal
 from .network import Listener, Network
 from .token import Token
@@ -130,9 +130,14 @@ class ServerConnection(Connection):
     def _handshake(self) -> HostHandshake:
         return self._host_handshake
 
+    def _unsent(self, waiting: int) -> None:
+        self._server.unsent(self, waiting)
+
     def _wants_reading(self) -> bool:
         if self.unproved:
             return True  # its handshake goes on, and is bounded by itself
+        if self._hello is not None and self._hello.role != "client":
+            return not self._write_paused  # a turn waits for what a host asks: the rest would wait for that turn
         return not (self._write_paused or self._held or self._server.held)
 
     def _handshake_late(self) -> None:
@@ -220,8 +225,12 @@ class Server:
         # Dictionaries, for their order: what is done to all is done in the order in which they came.
         self._connections: dict[ServerConnection, None] = {}
         self._unproved: dict[ServerConnection, None] = {}
+        self._slow: dict[ServerConnection, int] = {}
+        """What waited for those that did not take all at once, when it was looked at last."""
+        self._unsent_bytes = 0
+        """Their sum: never less than what waits."""
         self.held = False
-        """No trusted peer is read from."""
+        """No client is read from."""
 
     async def listen(self, host: str, port: int) -> str:
         """Take the port (0: any free one) and return the address. Raises `OSError` when it cannot."""
@@ -243,14 +252,9 @@ class Server:
         """Those that have not proved the token yet."""
         return len(self._unproved)
 
-    def hold(self) -> None:
-        """Stop reading from all peers: the host is over its budget. They notice by waiting."""
-        self.held = True
-        for connection in self._connections:
-            connection.steer()
-
-    def release(self) -> None:
-        self.held = False
+    def hold(self, held: bool = True) -> None:
+        """Stop reading from all clients: the host is over its budget. They notice by waiting. False: go on."""
+        self.held = held
         for connection in self._connections:
             connection.steer()
 
@@ -276,9 +280,28 @@ class Server:
             oldest.turn_away("too many handshakes at once: try again")
         return ""
 
+    def unsent(self, connection: ServerConnection, waiting: int) -> None:
+        """So many bytes wait for a peer. Above the host's bound the one with the most is dropped; what it asked for is
+        recorded, it comes back and asks again."""
+        self._unsent_bytes += waiting - self._slow.get(connection, 0)
+        self._slow[connection] = waiting
+        if self._unsent_bytes > self.settings.unsent_bytes_max:
+            self._count_unsent()
+            while self._unsent_bytes > self.settings.unsent_bytes_max:
+                slowest = max(self._slow, key=self._slow.__getitem__)
+                self._unsent_bytes -= self._slow.pop(slowest)
+                slowest.drop()
+
+    def _count_unsent(self) -> None:
+        """What waits now: the peers took some of it since it was written."""
+        slow = {connection: connection.unsent_bytes for connection in self._slow}
+        self._slow = {connection: size for connection, size in slow.items() if size > UNSENT_BYTES}
+        self._unsent_bytes = sum(self._slow.values())
+
     def proved(self, connection: ServerConnection) -> None:
         self._unproved.pop(connection, None)
 
     def left(self, connection: ServerConnection) -> None:
         self._connections.pop(connection, None)
         self._unproved.pop(connection, None)
+        self._unsent_bytes -= self._slow.pop(connection, 0)

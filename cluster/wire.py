@@ -64,7 +64,7 @@ ANY_APP = "*"
 _PREFIX_BYTES = 4
 _ARRAY_32 = 0xDD
 
-Role = Literal["client", "coordinator"]
+Role = Literal["client", "coordinator", "host"]
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 _Nonce = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
@@ -81,7 +81,7 @@ class Hello(msgspec.Struct, array_like=True, tag=16, frozen=True, gc=False):
     version: Natural
     app: _Name
     role: Role
-    """`client` sends calls, `coordinator` only pokes."""
+    """`client` sends calls, `coordinator` only pokes, `host` sends the calls that its handlers wait for."""
     nonce: _Nonce
     client: Natural
     """The session to go on with; 0 asks for a new one."""

@@ -40,6 +40,12 @@ class _Nobody:
     def send(self, message: Message) -> None:
         pass
 
+    def hold(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
     def close(self, reason: str) -> None:
         pass
 
@@ -93,13 +99,31 @@ def owed(shard: OwnedShard, row: MailboxRow, handler: Handler) -> Pending:
 class Holdings:
     """How many accepted entries a host has in memory, and how many it knows to be only stored."""
 
-    __slots__ = ("bytes", "in_memory", "stored")
+    __slots__ = ("_bytes_in_memory_max", "_in_memory_max", "bytes", "bytes_in_memory", "in_memory", "stored")
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self._in_memory_max = settings.accepted_in_memory_max
+        self._bytes_in_memory_max = settings.accepted_in_memory_bytes_max
         self.in_memory = 0
+        self.bytes_in_memory = 0
         self.stored = 0
         self.bytes = 0
         """Of the stored ones, roughly."""
+
+    @property
+    def full(self) -> bool:
+        """No more should come into memory."""
+        return self.in_memory > self._in_memory_max or self.bytes_in_memory > self._bytes_in_memory_max
+
+    def entered(self, pending: Pending) -> None:
+        """An accepted entry is in memory."""
+        self.in_memory += 1
+        self.bytes_in_memory += len(pending.call.arguments)
+
+    def left(self, pending: Pending) -> None:
+        """It is not any more."""
+        self.in_memory -= 1
+        self.bytes_in_memory -= len(pending.call.arguments)
 
 
 class Accepting:
@@ -176,10 +200,7 @@ class Accepting:
                 for pending in queue:
                     self._accept_one(resident, pending, blocked)
         for index, pending in enumerate(resident.mailbox):
-            if (
-                self._accept_one(resident, pending, blocked)
-                and self._holdings.in_memory > self._settings.accepted_in_memory_max
-            ):
+            if self._accept_one(resident, pending, blocked) and self._holdings.full:
                 self._cut(resident, index)
                 break
         backlog = resident.backlog
@@ -222,7 +243,7 @@ class Accepting:
         pending.entry = shard.position
         pending.attempts = attempts
         resident.ticket = ticket
-        self._holdings.in_memory += 1
+        self._holdings.entered(pending)
         return ticket
 
     def answered(self, shard: OwnedShard, pending: Pending, delivery: Delivery, payload: bytes = b"") -> int:
@@ -250,7 +271,7 @@ class Accepting:
 
     def adopt(self, resident: Resident, pending: Pending) -> None:
         """Put an entry that was just accepted for nobody (a replayed dead letter) behind what waits."""
-        self._holdings.in_memory += 1
+        self._holdings.entered(pending)
         backlog = resident.backlog
         if backlog is not None and backlog.more:
             self._only_stored(backlog, pending)
@@ -263,7 +284,7 @@ class Accepting:
             return False
         if pending.call.number < pending.window.floor or self._world.monotonic() >= pending.deadline:
             return False  # its sender gave it up: it will not run
-        room = self._holdings.in_memory <= self._settings.accepted_in_memory_max or self._may_store(resident)
+        room = not self._holdings.full or self._may_store(resident)
         if pending.call.mode != Mode.TELL or pending.client in blocked or not room:
             blocked.add(pending.client)
             return False
@@ -274,8 +295,7 @@ class Accepting:
         """It cannot take one more, but for what its turn under way makes room for: senders wait for its turns."""
         settings = self._settings
         return not self._may_store(resident) and (
-            resident.queued() + 1 >= settings.mailbox_commands_max
-            or self._holdings.in_memory > settings.accepted_in_memory_max
+            resident.queued() + 1 >= settings.mailbox_commands_max or self._holdings.full
         )
 
     def _may_store(self, resident: Resident) -> bool:
@@ -306,7 +326,7 @@ class Accepting:
         backlog.stored += 1
         backlog.newest = pending.entry
         holdings = self._holdings
-        holdings.in_memory -= 1
+        holdings.left(pending)
         holdings.stored += 1
         holdings.bytes += ENTRY_BYTES + len(pending.call.arguments)
 

@@ -28,6 +28,10 @@ def _nothing() -> None:
     pass
 
 
+def _ignored(full: bool) -> None:
+    pass
+
+
 class CommitPath:
     def __init__(
         self,
@@ -37,19 +41,25 @@ class CommitPath:
         world: World,
         committed: Callable[[int, list[Record], list[int]], None],
         about_to_take: Callable[[], None] = _nothing,
+        full: Callable[[bool], None] = _ignored,
     ) -> None:
         """`committed(n, records, sizes)` is called on the loop after row n became durable, before its answers leave;
-        `sizes` in bytes, one per record. `about_to_take` may stage more into the batch that is next."""
+        `sizes` in bytes, one per record. `about_to_take` may stage more into the batch that is next.
+        `full(True)`: so much is staged and not durable that no further turn should begin, until `full(False)`."""
         self._store = store
         self._incarnation = incarnation
         self._settings = settings
         self._world = world
         self._report = committed
         self._about_to_take = about_to_take
+        self._full = full
+        self.is_full = False
         self._filling: list[Record] = []
         self._sizes: list[int] = []
         """Of the records in `_filling`."""
         self._filling_bytes = 0
+        self.uncommitted_bytes = 0
+        """Staged and not durable."""
         self._answers: deque[tuple[int, Callable[[], None]]] = deque()
         self._wake: asyncio.Event = asyncio.Event()
         self._room: asyncio.Event = asyncio.Event()
@@ -65,7 +75,10 @@ class CommitPath:
         self._filling.append(record)
         self._sizes.append(size)
         self._filling_bytes += size
+        self.uncommitted_bytes += size
         self.staged += 1
+        if not self.is_full:
+            self._measure()
         if len(self._filling) == 1:
             self._wake.set()
         return self.staged
@@ -113,10 +126,23 @@ class CommitPath:
             await until_done(self._world, partial(self._store.append, self._incarnation, n, content))
             self.n = n
             self.committed += len(batch)
+            self.uncommitted_bytes -= sum(sizes)
+            if self.is_full:
+                self._measure()
             self._report(n, batch, sizes)
             answers = self._answers
             while answers and answers[0][0] <= self.committed:
                 answers.popleft()[1]()
+
+    def _measure(self) -> None:
+        settings = self._settings
+        full = (
+            self.uncommitted_bytes >= settings.uncommitted_bytes_max
+            or self.staged - self.committed >= settings.uncommitted_commands_max
+        )
+        if full is not self.is_full:
+            self.is_full = full
+            self._full(full)
 
     def _next_batch(self) -> tuple[list[Record], list[int]]:
         """Everything that was staged, up to the bounds; at least one record."""

@@ -30,6 +30,7 @@ from ..persistence.records import Record, is_stream
 from ..persistence.recovery import RecoveredShard
 from ..persistence.spi import Store
 from .accepting import Accepting, Holdings
+from .budget import Budget
 from .commit import CommitPath
 from .gate import OutputGate
 from .intake import Intake
@@ -89,13 +90,21 @@ class Host:
         self._world = world
         self._idle_list = IdleList(settings.passivate_idle_s, settings.active_entities_max)
         self._tasks: list[asyncio.Task[Any]] = []
-        self.commits = CommitPath(store, incarnation, settings, world, self._committed, self._about_to_take)
+        self.commits = CommitPath(
+            store,
+            incarnation,
+            settings,
+            world,
+            self._committed,
+            self._about_to_take,
+            full=self._hold_turns,
+        )
         self._gate = OutputGate(self.commits, self.lease)
         self._staging = Staging(self.commits, settings)
         self._outbox = Outbox(courier, self._staging, settings, world) if courier is not None else None
         if courier is None:
             self._staging.room = 0
-        self._holdings = Holdings()
+        self._holdings = Holdings(settings)
         self._accepting = Accepting(self._staging, self.commits, self._gate, self._holdings, settings, world)
         self._owed = Owed(
             kinds=kinds,
@@ -151,6 +160,9 @@ class Host:
             world=world,
             lost=lambda shard: self.ownership.close(shard),  # noqa: PLW0108 - made below
         )
+        self.budget = Budget(
+            self.shards, settings, world, lambda: self.commits.uncommitted_bytes, lambda: self._turns.held
+        )
         self._intake = Intake(
             kinds=kinds,
             shards=self.shards,
@@ -169,6 +181,7 @@ class Host:
             ),
             settings=settings,
             world=world,
+            budget=self.budget,
             schedule=self._turns.schedule,
             poked=lambda assigned: self.ownership.poke(assigned),  # noqa: PLW0108 - made below
         )
@@ -277,6 +290,13 @@ class Host:
     def _idle(self, resident: Resident) -> None:
         resident.scheduled = False
         self._idle_list.used(resident, self._world.monotonic())
+
+    def _hold_turns(self, held: bool) -> None:
+        """The store is stuck: what would run now could only wait for it. Or it is not any more."""
+        self._performer.held = held
+        self._turns.hold(held)
+        if held:
+            self.budget.look()
 
     def _about_to_take(self) -> None:
         self._accepting.about_to_take()

@@ -23,6 +23,7 @@ from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.records import RecordedReply, stream_of
 from .accepting import NO_HANDLER, Accepting
+from .budget import Budget
 from .gate import OutputGate
 from .hashing import shard_of
 from .letters import DROP, REPLAY, Letters
@@ -47,6 +48,7 @@ class Intake:
         letters: Letters,
         settings: Settings,
         world: World,
+        budget: Budget,
         schedule: Callable[[Resident], None],
         poked: Callable[[Sequence[tuple[int, int]]], None],
     ) -> None:
@@ -60,6 +62,7 @@ class Intake:
         self._letters = letters
         self._settings = settings
         self._world = world
+        self._budget = budget
         self._schedule = schedule
         self._poked = poked
         self._peers: dict[int, Peer] = {}
@@ -82,6 +85,7 @@ class Intake:
 
     def disconnected(self, peer: Peer) -> None:
         self._coordinators.pop(peer, None)
+        self._budget.forget(peer)
         if self._peers.get(peer.client) is peer:
             del self._peers[peer.client]
 
@@ -102,6 +106,7 @@ class Intake:
         for message in messages:
             if type(message) is Call and client:
                 self._call(peer, client, message, now)
+                self._budget.arrived(len(message.arguments))
             elif type(message) is Poke:
                 self._poked(message.assigned)
             elif type(message) is Ping:
@@ -182,13 +187,16 @@ class Intake:
                 resident = shard.resident(kind, key)
         deadline = math.inf if call.sender else now + call.remaining_ms / 1000
         pending = Pending(call, handler, client, peer, window, deadline, suspect=told and call.attempt > 1)
-        backlog = resident.backlog
-        queued = len(resident.mailbox) if backlog is None else resident.queued()
-        if queued >= self._settings.mailbox_commands_max:
+        settings = self._settings
+        if not resident.has_room(len(call.arguments), settings.mailbox_commands_max, settings.mailbox_bytes_max):
             if told and self._accepting.store(resident, pending):
                 return
-            message = f"the mailbox of {call.kind}/{call.id} is full ({self._settings.mailbox_commands_max})"
-            peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message.encode(), call.sender))
+            message = (
+                f"the mailbox of {call.kind}/{call.id} is full "
+                f"({settings.mailbox_commands_max} commands or {settings.mailbox_bytes_max} bytes)"
+            )
+            wait_ms = int(1000 * resident.half_emptied_s(now))
+            peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message.encode(), call.sender, wait_ms))
             return
         window.begin(call.number, pending)
         resident.put(pending)

@@ -59,6 +59,8 @@ class Answer(msgspec.Struct, array_like=True, tag=2, gc=False):
     payload: bytes
     sender: Natural = 0
     """As in the call; the same in Moved and OutOfOrder."""
+    retry_after_ms: Natural = 0
+    """With OVERLOADED: when there should be room again. 0: nobody knows."""
 
 
 class Moved(msgspec.Struct, array_like=True, tag=3, gc=False):
@@ -139,6 +141,14 @@ class Peer(Protocol):
 
     def send(self, message: Message) -> None:
         """Queue a message; those of one loop tick leave in one frame. After the connection closed: dropped."""
+        ...
+
+    def hold(self) -> None:
+        """Read nothing more from it until `release`."""
+        ...
+
+    def release(self) -> None:
+        """See `hold`."""
         ...
 
     def close(self, reason: str) -> None:

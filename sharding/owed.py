@@ -275,7 +275,7 @@ class Owed:
         if pending.timer is not None:
             self.timers.over(shard)
         elif pending.entry:
-            self._holdings.in_memory -= 1
+            self._holdings.left(pending)
 
     def _tick_over(self, timer: StoredTimer, delivery: Delivery, now_ms: int) -> None:
         """What becomes of a timer whose tick is over; what its own handler said about that name counts more."""

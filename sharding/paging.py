@@ -66,7 +66,7 @@ class Paging:
         assert backlog is not None
         newest = backlog.newest
         await self._commits.settled(resident.ticket)  # the overlay holds committed records only
-        room = self._settings.accepted_in_memory_max - self._holdings.in_memory
+        room = 1 if self._holdings.full else self._settings.accepted_in_memory_max - self._holdings.in_memory
         limit = max(1, min(self._settings.mailbox_page, room))
         view, after = PendingView(shard.overlay), backlog.paged_to
         read = partial(self._store.read_mailbox, shard.shard, *resident.key, after, limit)
@@ -126,8 +126,9 @@ class Paging:
         if handler is None or handler.is_query:
             self._owed.bury_row(resident, row, f"{row.kind} has no command {row.accepted.method!r} any more")
             return
-        self._holdings.in_memory += 1
-        resident.mailbox.append(owed(resident.shard, row, handler))
+        pending = owed(resident.shard, row, handler)
+        self._holdings.entered(pending)
+        resident.mailbox.append(pending)
 
     def _forget_stored(self, resident: Resident, entries: int, size: int) -> None:
         backlog, holdings = resident.backlog, self._holdings
@@ -150,7 +151,8 @@ class Paging:
         holdings = self._holdings
         for resident in shard.residents.values():
             entries = [pending for pending in resident.waiting() if pending.entry]
-            holdings.in_memory -= len(entries)
+            for pending in entries:
+                holdings.left(pending)
             holdings.stored += len(entries)
             holdings.bytes += sum(ENTRY_BYTES + len(pending.call.arguments) for pending in entries)
             self.resumed(resident)

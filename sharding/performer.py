@@ -105,6 +105,8 @@ class TurnPerformer:
         self._asker = asker
         self._ready = ready
         self._idle = idle
+        self.held = False
+        """No turn begins, also of entities that were being loaded."""
 
     # ---- turns that need not wait ----------------------------------------------------------------------------------
 
@@ -125,6 +127,9 @@ class TurnPerformer:
             activation = resident.activation
             if resident.shard.phase is Phase.CLOSED:
                 return self._closed(resident)
+            if self.held:
+                self._ready(resident)
+                return True
             pending = mailbox[0]
             backlog = resident.backlog
             if backlog is not None and backlog.holds_up(pending):

@@ -155,6 +155,22 @@ class Resident:
             return len(self.mailbox)
         return len(self.mailbox) + len(backlog.behind) + sum(map(len, backlog.parked.values()))
 
+    def has_room(self, argument_bytes: int, commands_max: int, bytes_max: int) -> bool:
+        """For one more command with so many bytes of arguments."""
+        queued = len(self.mailbox) if self.backlog is None else self.queued()
+        if queued >= commands_max:
+            return False
+        if argument_bytes * commands_max <= bytes_max or not queued:
+            return True  # nearly always: it takes large ones to reach the bytes before the count
+        return argument_bytes + sum(len(pending.call.arguments) for pending in self.waiting()) <= bytes_max
+
+    def half_emptied_s(self, now: float) -> float:
+        """When half of its mailbox should have run: who is next has waited as long as the whole of it takes."""
+        for pending in self.mailbox:
+            if not pending.owed and not pending.call.sender:
+                return max(0.0, now - pending.deadline + pending.call.remaining_ms / 1000) / 2
+        return 0.0
+
     def waiting(self) -> Iterator[Pending]:
         """All that is in memory and not running, each sender's in its order."""
         backlog = self.backlog
@@ -178,8 +194,11 @@ class Resident:
         """At the end of what waits."""
         backlog = self.backlog
         if backlog is None or not backlog.more:
+            if not self.mailbox:
+                self.shard.loaded[self] = None
             self.mailbox.append(pending)
         else:
+            self.shard.loaded[self] = None
             pending.behind = backlog.newest
             backlog.behind.append(pending)
 

@@ -52,6 +52,8 @@ class OwnedShard:
         """Of the newest record staged for this shard."""
         self.overlay: Overlay = recovered.overlay
         self.residents: dict[EntityKey, Resident] = {}
+        self.loaded: dict[Resident, None] = {}
+        """Those to which commands came since somebody counted: nobody else has any that wait (budget.py)."""
         self.forgotten: set[int] = set()
         """Clients whose rows the next checkpoint deletes."""
         self.busy_s = 0.0

@@ -56,6 +56,8 @@ class Turns:
         self._pump_due = False
         self._handover_due = False
         self._stopped = False
+        self.held = False
+        """No turn begins."""
         self._loop = asyncio.get_running_loop()
 
     def stop(self) -> None:
@@ -66,6 +68,12 @@ class Turns:
         for rest in self._idle:
             rest.set_result(None)
         self._idle.clear()
+
+    def hold(self, held: bool) -> None:
+        """Begin no turn until this is called with False. Those that wait inside go on."""
+        self.held = held
+        if not held and not self._stopped:
+            self.nudge()
 
     def ready(self, resident: Resident) -> None:
         """It has a command to run. Called once per scheduling (`resident.scheduled`)."""
@@ -88,6 +96,8 @@ class Turns:
 
     def _pump(self) -> None:
         self._pump_due = False
+        if self.held:
+            return
         ready = self._ready
         try:
             for _ in range(min(len(ready), PUMP_RESIDENTS)):
@@ -108,6 +118,8 @@ class Turns:
     def _hand_over(self) -> None:
         """Give what waits to a runner, and look again after its step: if it suspended, to the next one."""
         self._handover_due = False
+        if self.held:
+            return
         if not self._waiting:
             if not self._ready:
                 self._quiet()
@@ -126,7 +138,7 @@ class Turns:
 
     async def _runner(self) -> None:
         while not self._stopped:
-            while self._waiting:
+            while self._waiting and not self.held:
                 try:
                     await self._performer.perform(self._waiting.popleft())
                 except Exception as error:  # noqa: BLE001 - as in the pump

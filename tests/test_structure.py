@@ -86,6 +86,7 @@ DECISIONS = (
     "sharding.table",
     "sharding.window",
     "cluster.handshake",
+    "cluster.pace",
     "cluster.rollout",
     "cluster.wire",
 )

@@ -232,6 +232,34 @@ def test_answers_that_overflow_the_outgoing_bound_end_the_connection() -> None:
     play(scenario, window_bytes=1 << 20, frame_bytes_max=1 << 20)
 
 
+def test_what_all_slow_readers_together_leave_unread_is_bounded() -> None:
+    """R05: a little for each of many is much. Above the host's bound the slowest is dropped; who reads notices nothing."""
+    most = 0
+
+    async def scenario(scene: Scene) -> None:
+        nonlocal most
+        good, listener = await scene.welcomed(client=7)
+        peers = [await trusted_raw_peer(scene.simulation.network, scene.address) for _ in range(20)]
+        for peer in peers:
+            peer.transport.pause_reading()
+        connections: list[Any] = list(scene.receiver.peers[1:])
+        for number in range(400):
+            for connection in connections:
+                connection.send(Answer(1, number, 0, bytes(1_000 if connection is connections[0] else 3_000)))
+            if not number % 20:
+                good.send(call(number))
+            await asyncio.sleep(0.01)
+            most = max(most, sum(connection.unsent_bytes for connection in connections if not connection._closing))
+        await listener.until(lambda: len(listener.messages) == 20)
+        gone = [connection for connection in connections if connection._closing]
+        assert 5 < len(gone) < 20
+        assert connections[0] not in gone, "it has the least"
+        assert listener.reasons == []
+
+    play(scenario, unsent_bytes_max=5_000_000, heartbeat_s=60.0)
+    assert 4_000_000 < most < 5_200_000
+
+
 def test_a_slow_reader_that_takes_a_little_is_kept() -> None:
     """Progress counts, not speed: 64 KiB a second are enough, and everything arrives."""
 
@@ -265,7 +293,7 @@ def test_a_held_host_reads_nothing_and_is_not_taken_for_dead() -> None:
         await asyncio.sleep(60)
         assert scene.receiver.frames == []
         assert listener.reasons == later.reasons == []
-        scene.server.release()
+        scene.server.hold(False)
         await listener.until(lambda: bool(listener.messages))
         await later.until(lambda: bool(later.messages))
 
@@ -281,7 +309,7 @@ def test_one_held_peer_leaves_the_others_alone() -> None:
         held: Any = scene.receiver.peers[0]
         held.hold()
         scene.server.hold()
-        scene.server.release()
+        scene.server.hold(False)
         link.send(call(1))
         other.send(call(2))
         await others.until(lambda: bool(others.messages))

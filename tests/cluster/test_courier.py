@@ -78,7 +78,7 @@ def test_an_empty_stream_is_forgotten_and_goes_on_behind_its_last_number() -> No
             await until(lambda number=number: (0, number) in post.arrived[courier])
             assert not courier._lanes
         assert [(call.floor, call.prev) for call in receiver.calls] == [(5, 0), (90, 0)]
-        assert courier._unanswered == courier._unanswered_bytes == 0
+        assert courier._under_way == courier._under_way_bytes == 0
 
     play(story)
 
@@ -109,7 +109,7 @@ def test_windows_bound_what_is_under_way_and_the_rest_waits_in_order() -> None:
             assert post.delivered(id) == sorted(post.delivered(id))
         assert not courier._lanes
         assert not courier._blocked
-        assert courier._unanswered == courier._unanswered_bytes == 0
+        assert courier._under_way == courier._under_way_bytes == 0
 
     play(story)
 
@@ -129,7 +129,7 @@ def test_bytes_under_way_are_bounded_too() -> None:
         receiver.silent = False
         receiver.cut()
         await all_arrived(post, courier, 3)
-        assert courier._unanswered_bytes == 0
+        assert courier._under_way_bytes == 0
 
     play(story, window_bytes=1000)
 
@@ -148,6 +148,35 @@ def test_one_entitys_messages_keep_to_its_mailbox() -> None:
         assert receiver.numbers(a) == [1, 2, 3, 4, 5, 6]
 
     play(story)
+
+
+@pytest.mark.parametrize("stuck", [Status.OVERLOADED, Status.UNAVAILABLE, None], ids=["full", "failing", "not open"])
+def test_receivers_that_are_stuck_leave_the_window_to_the_others(stuck: Status | None) -> None:
+    """M14, PR24: what came back costs the receivers nothing and takes no room: eleven stuck streams, each with more
+    messages than the whole window, do not stop the twelfth. Later they arrive, each in order."""
+
+    async def story(post: Post) -> None:
+        receiver = await post.start_receiver(*range(12))
+        courier = post.courier(receiver)
+        ids = [id for shard in range(12) for id in post.ids(shard)]
+        if stuck is None:
+            post.streams.unowned.update(range(11))
+        receiver.answers_with = lambda call: stuck if call.shard != 11 else None
+        for index in range(30):
+            for shard, id in enumerate(ids[:11]):
+                post.carry(courier, shard, index + 1, id)
+        await asyncio.sleep(2)
+        for number in range(1, 101):
+            post.carry(courier, 11, number, ids[11])
+        await until(lambda: len(post.delivered(ids[11], 11)) == 100, timeout_s=1.0)
+        assert not any(post.delivered(id, shard) for shard, id in enumerate(ids[:11]))
+        receiver.answers_with = lambda _: None
+        post.streams.unowned.clear()
+        await all_arrived(post, courier, 100 + 11 * 30)
+        assert all(post.delivered(id, shard) == list(range(1, 31)) for shard, id in enumerate(ids[:11]))
+        assert courier._under_way == courier._under_way_bytes == 0
+
+    play(story, shards=12)
 
 
 # ---- not taken over
@@ -362,21 +391,22 @@ def test_a_dropped_shard_is_carried_no_further_and_makes_room() -> None:
         assert post.arrived[courier] == [(8, 1)]
         assert not courier._lanes
         assert not courier._blocked
-        assert courier._unanswered == courier._unanswered_bytes == 0
+        assert courier._under_way == courier._under_way_bytes == 0
 
     play(story)
 
 
-def test_a_dropped_shard_is_not_tried_again_either() -> None:
-    """PR24: its streams may be held at that moment, waiting for their next try."""
+@pytest.mark.parametrize("status", [Status.OVERLOADED, Status.UNAVAILABLE])
+def test_a_dropped_shard_is_not_tried_again_either(status: Status) -> None:
+    """PR24: its streams, or entities in them, may be held at that moment, waiting for their next try."""
 
     async def story(post: Post) -> None:
         receiver = await post.start_receiver(0, 1, 2, 3)
         courier = post.courier(receiver)
         (a,) = post.ids(0)
-        receiver.answers_with = lambda _: Status.OVERLOADED
+        receiver.answers_with = lambda _: status
         post.carry(courier, 0, 1, a)
-        await until(lambda: any(stream.retry is not None for stream in courier._lanes.values()) and receiver.calls)
+        await until(lambda: any(stream.retry or stream.held for stream in courier._lanes.values()))
         courier.drop(0)
         tries = len(receiver.calls)
         await asyncio.sleep(10)
@@ -517,7 +547,7 @@ class Storm:
             task.result()
         await until(lambda: not any(self.pending.values()) and not self.drops, timeout_s=600)
         for courier in couriers:
-            assert courier._unanswered == courier._unanswered_bytes == 0
+            assert courier._under_way == courier._under_way_bytes == 0
 
     def _answers_with(self, _: Any) -> Status | None:
         if self.bites("full mailbox", 0.05):

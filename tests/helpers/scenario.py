@@ -322,6 +322,8 @@ class RawClient:
         self.generation = generation
         self.heard: list[Message] = []
         self.closed = ""
+        self.held = False
+        """It is not read from. What the script sends arrives all the same."""
         self._scenario = scenario
         self._kind = kind
         self._host: Host | None = None
@@ -331,6 +333,12 @@ class RawClient:
     def send(self, message: Message) -> None:
         if not self.closed:
             self.heard.append(message)
+
+    def hold(self) -> None:
+        self.held = True
+
+    def release(self) -> None:
+        self.held = False
 
     def close(self, reason: str) -> None:
         self.closed = reason

@@ -24,7 +24,7 @@ def backlog_of(host: Host, id: str = "a") -> Backlog:
 
 def nothing_left(host: Host) -> None:
     holdings = host._holdings
-    assert (holdings.in_memory, holdings.stored, holdings.bytes) == (0, 0, 0)
+    assert (holdings.in_memory, holdings.bytes_in_memory, holdings.stored, holdings.bytes) == (0, 0, 0, 0)
     assert not any(resident.backlog for shard in host.shards.values() for resident in shard.residents.values())
 
 
@@ -58,8 +58,9 @@ def test_what_a_full_mailbox_has_no_room_for_goes_to_the_store_in_order() -> Non
     play(script, Post, mailbox_commands_max=4, mailbox_page=3)
 
 
-def test_above_the_hosts_bound_accepted_tells_leave_memory() -> None:
-    """M05, M14: of many entities together; they come back page by page, each entity's in order."""
+@pytest.mark.parametrize("bound", [{"accepted_in_memory_max": 10}, {"accepted_in_memory_bytes_max": 85}])
+def test_above_the_hosts_bound_accepted_tells_leave_memory(bound: dict[str, int]) -> None:
+    """M05, M14: in count or in bytes of arguments; of many entities together; they come back page by page, each entity's in order."""
 
     async def script(s: Scenario) -> None:
         a = await s.host(0)
@@ -71,13 +72,14 @@ def test_above_the_hosts_bound_accepted_tells_leave_memory() -> None:
             c.tell(number, "put", id=f"e{number % 5}", item=f"{number}", prev=max(0, number - 5))
             await c.accepted(number)
         assert (a._holdings.in_memory, a._holdings.stored) == (10, 40)
+        assert a._holdings.bytes_in_memory == 81
         await until(lambda: all(RUNS[f"{number}"] for number in range(1, 51)))
         for n in range(5):
             own = [f"{number}" for number in range(1, 51) if number % 5 == n]
             assert await read(s, f"e{n}") == [f"slow {n}", *own]
         nothing_left(a)
 
-    play(script, Post, accepted_in_memory_max=10, mailbox_page=4)
+    play(script, Post, mailbox_page=4, **bound)
 
 
 def test_what_is_unparked_in_front_of_older_entries_does_not_push_them_behind_newer_ones() -> None:

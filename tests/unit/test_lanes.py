@@ -12,6 +12,7 @@ from atoll.actors.calls import Mode, Request
 from atoll.actors.stored import StoredMessage
 from atoll.cluster.lanes import CommandLane, Lane, Outgoing, OutgoingCommand, OutgoingMessage, Stream
 from atoll.persistence.records import outbox_number
+from atoll.sharding.messages import Call
 
 FUTURE: Any = None
 """A lane never looks at it."""
@@ -34,6 +35,11 @@ def entered(lane: CommandLane, *ids: str) -> list[OutgoingCommand]:
     for out in outs:
         lane.enter(out)
     return outs
+
+
+def resent(lane: Lane[Any], now: float) -> list[Call]:
+    """What goes out after the lane has a new connection."""
+    return [lane.call(out, now, prev) for out, prev in lane.again()]
 
 
 def follow(lane: Lane[Any], script: list[str | int], make: Any, numbers: list[int]) -> None:
@@ -59,7 +65,7 @@ def follow(lane: Lane[Any], script: list[str | int], make: Any, numbers: list[in
             unanswered = [entry for entry in unanswered if entry[0] != number]
         next_number = everything[-1] + 1 if everything else 1
         assert lane.floor == (unanswered[0][0] if unanswered else next_number)
-    calls = lane.again(0.0)
+    calls = resent(lane, 0.0)
     assert [(call.number, call.id) for call in calls] == unanswered
     for position, call in enumerate(calls):
         earlier = [number for number, id in unanswered[:position] if id == call.id]
@@ -90,13 +96,13 @@ def test_a_message_carries_its_stream_and_no_deadline() -> None:
     stream = Stream(3, 8, 5)
     number = outbox_number(1000, 2)
     stream.enter(message("a", number))
-    (first,) = stream.again(50.0)
+    (first,) = resent(stream, 50.0)
     assert (first.shard, first.number, first.floor, first.prev, first.attempt) == (3, number, number, 0, 1)
     assert (first.mode, first.remaining_ms, first.command_id, first.chain) == (Mode.TELL, 0, "", ())
     assert (first.kind, first.id, first.method, first.arguments) == ("Box", "a", "put", b"x")
     assert (first.sender, first.sender_epoch) == (8, 5)
     stream.epoch = 6
-    (second,) = stream.again(50.0)
+    (second,) = resent(stream, 50.0)
     assert (second.number, second.attempt, second.sender_epoch) == (number, 2, 6)
 
 
@@ -107,9 +113,9 @@ def test_attempts_and_remaining_time_are_counted_per_sending() -> None:
     first = lane.call(out, 40.0, 0)
     assert (first.attempt, first.remaining_ms) == (1, 60_000)
     assert (first.sender, first.sender_epoch) == (0, 0)
-    (second,) = lane.again(99.5)
+    (second,) = resent(lane, 99.5)
     assert (second.attempt, second.remaining_ms, second.number) == (2, 500, 1)
-    (third,) = lane.again(101.0)
+    (third,) = resent(lane, 101.0)
     assert third.remaining_ms == 0
     assert out.outstanding == 3
 
@@ -144,4 +150,4 @@ def test_a_settled_number_is_settled_once() -> None:
     assert lane.settle(1) is out
     assert lane.settle(1) is None
     assert lane.settle(99) is None
-    assert lane.again(0.0) == []
+    assert resent(lane, 0.0) == []

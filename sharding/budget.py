@@ -1,0 +1,143 @@
+"""What waits in a host's memory, in bytes, and what the host does about too much of it.
+
+    up to half of the budget    everybody is read
+    above half                  not read: a peer with more than its share of that half. A noisy client costs no other
+    above the budget            nobody is read; the kernels' buffers fill, then the senders' windows, then they wait
+
+Counted are the commands that wait for their turn and are nobody's but their senders', and what is staged and not
+durable. (Accepted entries have bounds of their own and can leave memory.) The asks of handlers and the coordinator are
+always read (cluster/server.py): a turn may wait for such an ask, and its entity's mailbox for the turn.
+
+Waiting commands are counted by looking, after every `LOOK_SHARE` of the budget that arrived: an account of every way
+into and out of a mailbox would be wrong one day, and then for ever.
+
+While the store is stuck no turn begins (commit.py). Then a look also gives commands back whose deadline is near: their
+senders hear in time that they did not run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from ..actors.calls import Status
+from ..actors.settings import Settings
+from ..actors.world import World
+from .messages import Answer, Peer
+from .resident import Resident
+from .shard import OwnedShard
+
+COMMAND_BYTES = 1_000
+"""What a waiting command costs beside its arguments: envelope, strings, its places in mailbox and window (measured)."""
+LOOK_SHARE = 16
+"""Looks per budget of arrivals: so far a bound may be passed, and so seldom is everything counted."""
+LOOK_S = 0.1
+"""Between two looks while somebody is not read."""
+RELEASE_AT = 0.75
+"""Of the budget, under which all are read again: some way below, so that it is not taken and given each time."""
+
+
+NEAR_S = 0.15
+"""A deadline that is nearer than this passes before the next look, and its answer takes a moment to arrive."""
+_STORE_AWAY = b"the store did not answer before the deadline; it did not run"
+
+
+def _give_back(resident: Resident, before: float) -> None:
+    """Its number stays free, as after a full mailbox: neither a lease nor a record is needed to say so. Of a second
+    sending, and of a command under an ID, another copy may be elsewhere: those wait on."""
+    late = [
+        pending
+        for pending in resident.waiting()
+        if pending.deadline < before and not pending.owed and pending.call.attempt == 1 and not pending.call.command_id
+    ]
+    for pending in late:
+        resident.remove(pending)
+        pending.window.bounce(pending.call.number)
+        pending.peer.send(Answer(pending.call.shard, pending.call.number, Status.STORE_AWAY, _STORE_AWAY))
+
+
+def _nobody(held: bool) -> None:
+    """Without a server there is nobody to hold."""
+
+
+class Budget:
+    def __init__(
+        self,
+        shards: Mapping[int, OwnedShard],
+        settings: Settings,
+        world: World,
+        uncommitted: Callable[[], int],
+        stuck: Callable[[], bool],
+    ) -> None:
+        """`shards`: the host's own, kept by it. `uncommitted`: bytes that are staged and not durable. `stuck`: the
+        store is, and no turn begins."""
+        self._shards = shards
+        self._bytes_max = settings.queued_bytes_max
+        self._world = world
+        self._stuck = stuck
+        self._uncommitted = uncommitted
+        self._arrived = 0
+        """Bytes since the last look."""
+        self._noisy: set[Peer] = set()
+        """Those that are not read."""
+        self._look: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self.full = False
+        """Nobody is read."""
+        self.hold_all: Callable[[bool], None] = _nobody
+        """Stop reading from everybody (True), or go on. Set by who has the connections."""
+
+    @property
+    def held(self) -> int:
+        """Peers that are not read because of what they have waiting."""
+        return len(self._noisy)
+
+    def arrived(self, argument_bytes: int) -> None:
+        """A command came."""
+        self._arrived += COMMAND_BYTES + argument_bytes
+        if self._arrived * LOOK_SHARE >= self._bytes_max:
+            self.look()
+
+    def forget(self, peer: Peer) -> None:
+        """Its connection is gone."""
+        self._noisy.discard(peer)
+
+    def look(self) -> None:
+        self._arrived = 0
+        shares = self._counted()
+        waiting = sum(shares.values()) + self._uncommitted()
+        full = waiting >= self._bytes_max * (RELEASE_AT if self.full else 1)
+        if full is not self.full:
+            self.full = full
+            self.hold_all(full)
+        noisy: set[Peer] = set()
+        half = self._bytes_max // 2
+        if waiting > half:
+            noisy = {peer for peer, size in shares.items() if size * len(shares) > half}
+        for peer in self._noisy - noisy:
+            peer.release()
+        for peer in noisy - self._noisy:
+            peer.hold()
+        self._noisy = noisy
+        if self._look is not None:
+            self._look.cancel()
+        again = full or noisy or self._stuck()
+        self._look = self._loop.call_later(LOOK_S, self.look) if again else None
+
+    def _counted(self) -> dict[Peer, int]:
+        """Bytes that wait, by whose they are."""
+        shares: dict[Peer, int] = {}
+        near = self._world.monotonic() + NEAR_S
+        stuck = self._stuck()
+        for shard in self._shards.values():
+            for resident in list(shard.loaded):
+                if not resident.mailbox and resident.backlog is None:
+                    del shard.loaded[resident]
+                    continue
+                if stuck:
+                    _give_back(resident, near)
+                for pending in resident.waiting():
+                    if not pending.owed:
+                        size = COMMAND_BYTES + len(pending.call.arguments)
+                        shares[pending.peer] = shares.get(pending.peer, 0) + size
+        return shares
