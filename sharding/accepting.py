@@ -295,7 +295,10 @@ class Accepting:
         """It cannot take one more, but for what its turn under way makes room for: senders wait for its turns."""
         settings = self._settings
         return not self._may_store(resident) and (
-            resident.queued() + 1 >= settings.mailbox_commands_max or self._holdings.full
+            self._holdings.full
+            or not resident.has_room(
+                settings.arguments_bytes_max, settings.mailbox_commands_max - 1, settings.mailbox_bytes_max
+            )
         )
 
     def _may_store(self, resident: Resident) -> bool:
