@@ -163,6 +163,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     # ---- retries: exponential with full jitter, within the command's deadline
     retry_first_s: float = 0.01
     retry_max_s: float = 0.5
+    hosts_lost_max: int = 3
+    """Owners that an ask may lose while it is under way; then its caller is told `OutcomeUnknown`, since it may be what
+    ends them. (Runs of a tell are counted in the store.) Who stands beside such a one fares like it."""
 
     @classmethod
     def load(cls, asked: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[Settings, dict[str, str]]:

@@ -98,6 +98,12 @@ class Carrier(ABC, Generic[L]):
         """The hosts forgot this session, and what they knew of its numbers. The connections are closing, the next one
         registers anew; over that one lanes send what is unanswered again."""
 
+    def _lost(self, lane: L) -> None:
+        """Its connection closed, with commands under way. Matters to those whose callers are told what became of it."""
+
+    def _resumes(self, lane: L, incarnation: int) -> None:
+        """Everything unanswered in it is about to be sent again, to that host."""
+
     # ---- windows ---------------------------------------------------------------------------------------------------
 
     def _admit(self, lane: L, now: float) -> None:
@@ -179,6 +185,8 @@ class Carrier(ABC, Generic[L]):
             return
         lane.link = link
         now = self._world.monotonic()
+        assert route is not None
+        self._resumes(lane, route.incarnation)
         for out, prev in lane.again():
             self._send(lane, out, now, prev)
         if lane.waits:
@@ -406,6 +414,7 @@ class Carrier(ABC, Generic[L]):
             log.info("connection to %s closed: %s", link.address, reason)
         for lane in self._lanes.values():
             if lane.link is link:
+                self._lost(lane)
                 self._detach(lane)
                 if lane.unanswered or lane.waits:
                     self._hold(lane)

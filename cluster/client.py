@@ -191,6 +191,22 @@ class Client(Carrier[CommandLane]):
         else:
             lane.withdraw(out)
 
+    def _lost(self, lane: CommandLane) -> None:
+        route = self._table.route(lane.shard)
+        if route is not None:
+            for out in lane.unanswered.values():
+                if out.under_way:
+                    out.lost_at = route.incarnation
+
+    def _resumes(self, lane: CommandLane, incarnation: int) -> None:
+        """A command that ends its host must not take one after another: give up what lost too many."""
+        for out in list(lane.unanswered.values()):
+            if out.lost_at not in (0, incarnation):
+                out.lost_at = 0
+                out.hosts_lost += 1
+                if out.hosts_lost >= self._settings.hosts_lost_max:
+                    self._give_up(lane, out, f"{out.hosts_lost} hosts were lost while it was under way (by it?)")
+
     def _give_up(self, lane: CommandLane, out: OutgoingCommand, why: str) -> None:
         self._forget(lane, out)
         if not out.done.done():

@@ -51,6 +51,10 @@ class OutgoingCommand(Outgoing[Request], kw_only=True):
 
     deadline: float
     done: asyncio.Future[Answer]
+    lost_at: int = 0
+    """The incarnation whose connection closed while it was under way there. 0: none."""
+    hosts_lost: int = 0
+    """How many of those were not the owner any more afterwards."""
 
 
 class OutgoingMessage(Outgoing[StoredMessage], kw_only=True):

@@ -780,6 +780,14 @@ MUTATIONS = [
     ),
     Mutation(
         "PR28",
+        "giving up an ask that may be what ends its hosts",
+        "cluster/client.py",
+        "                if out.hosts_lost >= self._settings.hosts_lost_max:\n",
+        "                if False:\n",
+        DELIVERY + "test_an_ask_that_ends_its_hosts_does_not_take_all_of_them",
+    ),
+    Mutation(
+        "PR28",
         "waiting for the commit of the attempt",
         "sharding/owed.py",
         "        await self._commits.settled(self._stage(resident, self._record(resident, Delivery(attempts=attempts))))\n",

@@ -8,6 +8,7 @@ import pytest
 from post import RUNS, Post, client_of, read
 from scenario import Scenario, play, until
 
+import atoll
 from atoll.actors.calls import Status
 from atoll.persistence.records import Record
 from atoll.sharding.hashing import shard_of
@@ -528,3 +529,23 @@ def test_a_release_waits_for_what_it_let_in_also_when_the_asker_gave_up(queued: 
         assert await read(s, asked) == ["let in"] * RUNS["let in"]
 
     play(script, Post, runners_max=1, shards=2)
+
+
+def test_an_ask_that_ends_its_hosts_does_not_take_all_of_them() -> None:
+    """PR28: nobody counts its runs in the store, since its client knows when it has lost enough: the caller is told that
+    its outcome is unknown, and the hosts that are left go on."""
+
+    async def script(s: Scenario) -> None:
+        hosts = [await s.host() for _ in range(5)]
+        s.start_coordinator()
+        cluster = await s.client("caller")
+        entity = cluster.entity(Post, "a")
+        await entity.put("before")
+        with pytest.raises(atoll.OutcomeUnknown, match="3 hosts were lost while it was under way"):
+            await entity.kill.using(timeout=600)("x")
+        assert RUNS["x"] == 3
+        assert await entity.put("after") == 1
+        assert sum(s.hosts[host.incarnation].life.value != "dead" for host in hosts) == 2
+        await cluster.client.close()
+
+    play(script, Post)
