@@ -226,7 +226,7 @@ class Ownership:
         shard = self._stop_intake(number)
         if shard is None or not await self._quieten(shard):
             return False
-        async with self._upkeep.alone():
+        async with self._upkeep.alone:
             return bool(await self._give_back([shard]))
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> None:
@@ -255,7 +255,7 @@ class Ownership:
             for first in range(0, len(leaving), HANDOFF_SHARDS):
                 group = leaving[first : first + HANDOFF_SHARDS]
                 await self._upkeep.checkpoint_only(group)  # while they are served
-                async with self._upkeep.alone():
+                async with self._upkeep.alone:
                     await self._hand_over_now(group)
         finally:
             self._handing_over = False
@@ -285,7 +285,7 @@ class Ownership:
     async def _give_back_late(self, quiet: asyncio.Task[bool], shard: OwnedShard) -> None:
         """A turn of it runs on: the others do not wait for that."""
         if await quiet:
-            async with self._upkeep.alone():
+            async with self._upkeep.alone:
                 await self._give_back([shard])
 
     def _stop_intake(self, number: int) -> OwnedShard | None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 
 from ..actors.settings import Settings
@@ -43,7 +42,9 @@ class Upkeep:
         self._settings = settings
         self._world = world
         self._lost = lost
-        self._one_at_a_time = asyncio.Lock()
+        self.alone = asyncio.Lock()
+        """Held by a checkpoint, and around a release: it would have to wait for one, while nobody serves its shards. To be
+        held shortly: the commit path may be held until the next checkpoint."""
         self._due = asyncio.Event()
         self._commands = 0
         self._bytes = 0
@@ -90,7 +91,7 @@ class Upkeep:
 
     async def checkpoint(self) -> None:
         """Bring the tables up to what is committed now, then let go of the log rows below."""
-        async with self._one_at_a_time:
+        async with self.alone:
             self._due.clear()
             shards = [shard for shard in self._shards.values() if _needs(shard)]
             former = {owner for shard in shards for owner in shard.former_owners}
@@ -102,7 +103,7 @@ class Upkeep:
 
     async def checkpoint_only(self, numbers: Collection[int]) -> None:
         """Bring the tables of these shards up, so that there is little left to write when they are given back."""
-        async with self._one_at_a_time:
+        async with self.alone:
             await self._bring_up([shard for n in numbers if (shard := self._shards.get(n)) is not None])
 
     async def _bring_up(self, shards: Sequence[OwnedShard]) -> None:
@@ -117,21 +118,14 @@ class Upkeep:
         self._commands = sum(dirty.records for dirty in layers)
         self._bytes = sum(dirty.bytes for dirty in layers)
 
-    @asynccontextmanager
-    async def alone(self) -> AsyncIterator[None]:
-        """No checkpoint runs meanwhile, for which a release would have to wait while nobody serves its shards. To be
-        left soon: the commit path may be held until the next one."""
-        async with self._one_at_a_time:
-            yield
-
     async def release(self, shards: Sequence[OwnedShard]) -> frozenset[int]:
-        """Inside `alone`: write what is left of shards whose intake and turns have stopped, and give each up in the
+        """With `alone` held: write what is left of shards whose intake and turns have stopped, and give each up in the
         transaction of its last part. Returns those that somebody else owns.
 
         The caller has waited until all that was staged is committed; a checkpoint that stopped half way is finished
         first.
         """
-        assert self._one_at_a_time.locked()
+        assert self.alone.locked()
         await self._bring_up([shard for shard in shards if shard.overlay.frozen is not None])
         parts = []
         for shard in shards:
