@@ -43,8 +43,8 @@ class Upkeep:
         self._world = world
         self._lost = lost
         self.alone = asyncio.Lock()
-        """Held by a checkpoint, and around a release: it would have to wait for one, while nobody serves its shards. To be
-        held shortly: the commit path may be held until the next checkpoint."""
+        """Held by a checkpoint, and around a release: it would have to wait for one, while nobody serves its shards.
+        To be held shortly: the commit path may be held until the next checkpoint."""
         self._due = asyncio.Event()
         self._commands = 0
         self._bytes = 0
