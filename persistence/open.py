@@ -13,6 +13,7 @@ from pathlib import Path
 from .memory import MemoryStore
 from .spi import Store
 from .sqlite import SQLiteStore
+from .urls import is_postgres, shown
 
 
 def open_store(url: str) -> Store:
@@ -29,13 +30,9 @@ def open_store(url: str) -> Store:
     if is_postgres(url):
         return _postgres(url)
     raise ValueError(
-        f"{url!r} names no store: use postgresql://USER@HOST/DATABASE, memory: or sqlite:PATH, "
+        f"{shown(url)!r} names no store: use postgresql://USER@HOST/DATABASE, memory: or sqlite:PATH, "
         "for example sqlite:./atoll-data/bank"
     )
-
-
-def is_postgres(url: str) -> bool:
-    return url.startswith(("postgresql://", "postgres://"))
 
 
 def _postgres(url: str) -> Store:

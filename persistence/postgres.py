@@ -14,7 +14,8 @@ from ..actors.errors import CorruptRecord
 from . import ownership, postgres_history, postgres_leases, postgres_log, postgres_pending, postgres_tables
 from .host_rows import never_registered
 from .postgres_link import Lane, Life, Link, life_of, log
-from .postgres_meta import check_promotion, open_meta, unlimited
+from .postgres_meta import check_promotion, open_meta, read_meta, unlimited, version_of
+from .postgres_schema import check_version
 from .records import ClientRow, Commit, DeadLetterRow, EntityRow, MailboxRow, NamedReply, TimerRow
 from .slices import in_slices
 from .spi import Assignment, HostRow, HostState, LogRow, PendingWork, ProcessIdentity, ShardRow, TableWrite
@@ -60,6 +61,15 @@ class PostgresStore:
             )
         self._app, self._shards, self._synchronous = app, shards, meta.synchronous
         self._life, self._link = life, link
+
+    async def exists(self) -> bool:
+        link = Link(self.url, lambda _life: None)
+        try:
+            async with link.lent(Lane.READ) as connection:
+                check_version(await version_of(connection), link.place)
+                return await read_meta(connection) is not None
+        finally:
+            await link.close()
 
     async def close(self) -> None:
         link, self._link = self._link, None

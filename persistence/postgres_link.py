@@ -22,12 +22,12 @@ import enum
 import logging
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, TypeAlias
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 from msgspec import Struct
 
 from ..actors.errors import AtollError, CorruptRecord, IncompatibleStore, StoreUnavailable
+from .urls import shown
 
 if TYPE_CHECKING:
     from asyncpg.pool import Pool, PoolConnectionProxy
@@ -45,7 +45,7 @@ LANE_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 5.0
 
 
-_NO_ANSWER = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+NO_ANSWER = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 
 
 class Lane(enum.Enum):
@@ -89,7 +89,7 @@ class Link:
         self._url = url
         self._met = met
         self._pools: dict[tuple[asyncio.AbstractEventLoop, Lane], Pool[asyncpg.Record]] = {}
-        self.place = place_of(url)
+        self.place = shown(url)
 
     @contextlib.asynccontextmanager
     async def lent(self, lane: Lane) -> AsyncIterator[Connection]:
@@ -97,7 +97,7 @@ class Link:
         pool = await self._pool(lane)
         try:
             connection = await pool.acquire(timeout=LANE_TIMEOUT_S)
-        except (asyncpg.PostgresError, *_NO_ANSWER) as error:
+        except (asyncpg.PostgresError, *NO_ANSWER) as error:
             raise store_error(error, self.place) from error
         try:
             yield connection
@@ -105,7 +105,7 @@ class Link:
             raise store_error(error, self.place) from error
         except (AtollError, ValueError):
             raise  # our own word on an answer: the connection is as it was
-        except _NO_ANSWER as error:
+        except NO_ANSWER as error:
             connection.terminate()
             raise store_error(error, self.place) from error
         except BaseException:
@@ -172,14 +172,6 @@ class Link:
 
 async def _nothing_to_reset(connection: asyncpg.Connection[asyncpg.Record]) -> None:
     """Nobody leaves anything in a session: no settings, locks or cursors. asyncpg's own reset costs a round trip."""
-
-
-def place_of(url: str) -> str:
-    """The URL as it may be shown: without a password, and without options, which may hold one too."""
-    parts = urlsplit(url)
-    at = parts.netloc.rpartition("@")
-    user = at[0].partition(":")[0]
-    return urlunsplit((parts.scheme, f"{user}@{at[2]}" if user else at[2], parts.path, "", ""))
 
 
 _BROKEN_SCHEMA = (

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import asyncpg
 from msgspec import Struct
 
 from ..actors.errors import IncompatibleStore
@@ -20,6 +19,8 @@ from .postgres_schema import check_version
 from .postgres_tables import create_shards
 
 if TYPE_CHECKING:
+    import asyncpg
+
     from .postgres_link import Connection
 
 IDS_SKIPPED = 1 << 32

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from ..actors.errors import IncompatibleStore
-from .postgres_link import CONNECT_TIMEOUT_S, life_of, place_of, store_error
+from .postgres_link import CONNECT_TIMEOUT_S, NO_ANSWER, life_of, store_error
 from .postgres_meta import accept_life, read_meta, version_of
 from .postgres_schema import MIGRATION_LOCK, VERSIONS_TABLE, check_version, migrations, newer
+from .urls import shown
 
 if TYPE_CHECKING:
     from .postgres_link import Life
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 @contextlib.asynccontextmanager
 async def _as_owner(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
     """A connection in a transaction that nobody else who migrates this database has at the same time."""
-    place = place_of(url)
+    place = shown(url)
     try:
         connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S)
         try:
@@ -29,8 +30,13 @@ async def _as_owner(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record
                 yield connection
         finally:
             await connection.close(timeout=CONNECT_TIMEOUT_S)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-        raise store_error(error, place) from error
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise IncompatibleStore(f"{place}: {error}: name the role that owns the tables in the URL") from error
+    except (asyncpg.PostgresError, *NO_ANSWER) as error:
+        explained = store_error(error, place)
+        if explained is error:
+            raise IncompatibleStore(f"{place}: {error}: nothing was changed") from error
+        raise explained from error
 
 
 async def migrate(url: str) -> list[str]:
@@ -41,7 +47,7 @@ async def migrate(url: str) -> list[str]:
         found = await version_of(connection) or 0
         known = migrations()
         if found > known[-1][0]:
-            raise newer(found, place_of(url))
+            raise newer(found, shown(url))
         missing = [migration for migration in known if migration[0] > found]
         for version, file, sql in missing:
             await connection.execute(sql)
@@ -53,9 +59,9 @@ async def accept(url: str, *, synchronous: bool) -> Life:
     """Let the store go on in the life that its server is in now (see postgres_meta.py); `synchronous` also for all
     later ones. Every host of the app must have ended."""
     async with _as_owner(url) as connection:
-        check_version(await version_of(connection), place_of(url))
+        check_version(await version_of(connection), shown(url))
         if await read_meta(connection) is None:
-            raise IncompatibleStore(f"{place_of(url)} holds no app yet: start one first")
+            raise IncompatibleStore(f"{shown(url)} holds no app yet: start one first")
         life = await life_of(connection)
         await accept_life(connection, life, synchronous=synchronous)
     return life

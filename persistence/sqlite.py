@@ -106,6 +106,9 @@ class SQLiteStore:
             raise
         self._shards, self._open = shards, threads
 
+    async def exists(self) -> bool:
+        return self.folder.exists()
+
     async def close(self) -> None:
         threads, self._open = self._open, None
         if threads is not None:
