@@ -23,6 +23,7 @@ from .cli_common import Address, AppDir, AppName, AppPath, AsJson, console, erro
 from .cli_dead_letters import dead_letters
 from .cli_reading import journal, log
 from .cli_status import shards, status
+from .cli_store import store as store_commands
 from .loading import load_app
 from .signals import end_on_sigterm
 from .starting import in_ray, start_app, stop_app
@@ -35,6 +36,7 @@ app.command()(shards)
 app.add_typer(log, name="log")
 app.add_typer(journal, name="journal")
 app.add_typer(dead_letters, name="dead-letters")
+app.add_typer(store_commands, name="store")
 
 
 @app.callback(invoke_without_command=True)

@@ -20,7 +20,7 @@ from ..actors.stored import StoredEvent, StoredState
 from ..persistence.open import open_store
 from ..persistence.records import STREAMS, DeadLetterRow, Delivery, Record, decode_batch, is_stream
 from ..persistence.spi import Store
-from ..persistence.sqlite import SQLiteStore
+from ..persistence.urls import shown
 from ..sharding.hashing import shard_of
 
 LETTERS_PAGE = 50
@@ -36,8 +36,8 @@ async def reading(url: str, app: str, shards: int) -> AsyncIterator[StoreReader]
     """Open an existing store for reading. Raises `NothingToRead` when there is none, `IncompatibleStore` for another
     app's."""
     store = open_store(url)
-    if not isinstance(store, SQLiteStore) or not store.folder.is_dir():
-        raise NothingToRead(f"there is no store at {url}: name it with --store, or start the app first")
+    if not await store.exists():
+        raise NothingToRead(f"there is no store at {shown(url)}: name it with --store, or start the app first")
     await store.open(app, shards)
     try:
         yield StoreReader(store, shards)

@@ -24,6 +24,7 @@ from ..actors.app import App
 from ..actors.errors import AtollError
 from ..actors.requirements import Requirements, unmet
 from ..actors.settings import Settings
+from ..persistence.memory import MemoryStore
 from ..persistence.open import open_store
 from ..persistence.sqlite import SQLiteStore
 from .loading import load_app
@@ -71,12 +72,15 @@ def start_app(
     log_level, log_format = _log_level(environment), asked_format(environment)
     url = store_url(app, store, environment)
     opened = open_store(url)
-    if not isinstance(opened, SQLiteStore):
-        raise StartRefused(f"the store {url} cannot be shared by several processes: use sqlite:PATH")
-    folder = opened.folder.absolute()
-    url = f"sqlite:{folder}"
-    if folder.exists():
-        asyncio.run(_try_store(url, app, settings))
+    if isinstance(opened, MemoryStore):
+        raise StartRefused(
+            f"the store {url} cannot be shared by several processes: use sqlite:PATH, or postgresql://USER@HOST/DATABASE"
+        )
+    folder = Path("atoll-data", app.name).absolute()
+    if isinstance(opened, SQLiteStore):
+        folder = opened.folder.absolute()
+        url = f"sqlite:{folder}"
+    asyncio.run(_try_store(url, app, settings, create=False))
 
     from . import ray_adapter, ray_status, upgrading  # noqa: PLC0415 - Ray takes half a second to import: check first
     from .discovery import coordinator_name  # noqa: PLC0415
@@ -89,9 +93,10 @@ def start_app(
         if before is not None and before.coordinator and before.version == app.version:
             raise StartRefused(_runs_already(app.name))
         nodes = [node for node in ray_adapter.nodes() if node.id not in ray_adapter.draining_nodes()]
-        refuse_several_machines(nodes)
+        if isinstance(opened, SQLiteStore):
+            refuse_several_machines(nodes)
         nodes = suitable(nodes, app.requires)
-        asyncio.run(_try_store(url, app, settings))
+        asyncio.run(_try_store(url, app, settings, create=True))
         spec = ClusterSpec(
             app=app_path,
             app_name=app.name,
@@ -143,7 +148,7 @@ def refuse_several_machines(nodes: Sequence[Node]) -> None:
     if len(machines) > 1:
         raise StartRefused(
             f"SQLite lives on one machine, and this Ray cluster has {len(machines)} ({', '.join(machines)}): "
-            "start it on a cluster of one machine"
+            "use a store that all of them reach, postgresql://USER@HOST/DATABASE"
         )
 
 
@@ -158,15 +163,16 @@ def _log_level(environment: Mapping[str, str]) -> str:
     return level
 
 
-async def _try_store(url: str, app: App, settings: Settings) -> None:
+async def _try_store(url: str, app: App, settings: Settings, *, create: bool) -> None:
     """Open it here first, so that a store of another app or shard count is refused before anything is started."""
     store = open_store(url)
-    await store.open(app.name, settings.shards)
-    await store.close()
+    if create or await store.exists():
+        await store.open(app.name, settings.shards)
+        await store.close()
 
 
 def _token_path(folder: Path, environment: Mapping[str, str]) -> Path:
-    """The file that `ATOLL_TOKEN_FILE` names, else `token` in the store's folder, made when it is not there."""
+    """The file that `ATOLL_TOKEN_FILE` names, else `token` in `folder`, made when it is not there."""
     path = token_file(environment) or folder / "token"
     if not path.exists():
         with contextlib.suppress(FileExistsError):  # another start may make it in this very moment

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from ..actors.errors import AtollError
+from ..persistence.urls import shown
 from . import ray_adapter, ray_status
 from .discovery import HOST_ANSWER_S, coordinator_name
 from .host_process import HostSpec
@@ -107,7 +108,9 @@ def _compatible(before: Running, spec: ClusterSpec) -> ClusterSpec:
     """The new spec with what both versions must share. Raises `UpgradeFailed` where they cannot."""
     name = spec.app_name
     if before.store != spec.store:
-        raise UpgradeFailed(f"{name!r} runs on {before.store}, not on {spec.store}: name its store with --store")
+        raise UpgradeFailed(
+            f"{name!r} runs on {shown(before.store)}, not on {shown(spec.store)}: name its store with --store"
+        )
     for setting in ("lease_s", "shards"):
         was, asked = before.settings.get(setting), spec.settings.get(setting)
         if was != asked:

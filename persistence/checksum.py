@@ -34,3 +34,10 @@ def unwrap(blob: bytes, place: str) -> bytes:
     if blob[1:HEADER_BYTES] != xxh3_64_digest(body, seed=xxh3_64_intdigest(place.encode())):
         raise CorruptRecord(f"{place}: checksum mismatch over {len(body)} bytes; restore this store from a backup")
     return body
+
+
+def proven(value: object, place: str) -> bytes:
+    """The body of a stored blob. In a damaged store a column may hold anything, whatever the schema says of it."""
+    if not isinstance(value, bytes):
+        raise CorruptRecord(f"{place}: holds {value!r}; restore this store from a backup")
+    return unwrap(value, place)

@@ -92,6 +92,9 @@ class MemoryStore:
                 f"not {app!r} with {shards}: use another store, or open it as what it is"
             )
 
+    async def exists(self) -> bool:
+        return self._app is not None
+
     async def close(self) -> None:
         pass
 

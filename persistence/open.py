@@ -3,6 +3,7 @@
 memory:              in this process, gone with it
 sqlite:PATH          a folder of this machine, made when it is not there
 PATH                 the same, when it begins with `/`, `./`, `../` or `~`
+postgresql://...     a database whose tables `atoll store migrate` has made, as libpq writes it
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 from .memory import MemoryStore
 from .spi import Store
 from .sqlite import SQLiteStore
+from .urls import is_postgres, shown
 
 
 def open_store(url: str) -> Store:
@@ -25,6 +27,17 @@ def open_store(url: str) -> Store:
     if colon and scheme == "sqlite" and rest.strip("/"):
         # sqlite:///absolute, as others write it, is the same as sqlite:/absolute
         return SQLiteStore(Path("/" + rest.lstrip("/") if rest.startswith("//") else rest).expanduser())
-    if scheme in {"postgres", "postgresql"}:
-        raise ValueError(f"{scheme}: stores are not there yet: use sqlite:PATH (one machine) or memory:")
-    raise ValueError(f"{url!r} names no store: use memory: or sqlite:PATH, for example sqlite:./atoll-data/bank")
+    if is_postgres(url):
+        return _postgres(url)
+    raise ValueError(
+        f"{shown(url)!r} names no store: use postgresql://USER@HOST/DATABASE, memory: or sqlite:PATH, "
+        "for example sqlite:./atoll-data/bank"
+    )
+
+
+def _postgres(url: str) -> Store:
+    try:
+        from .postgres import PostgresStore  # noqa: PLC0415 - asyncpg is an extra: who has another store needs it not
+    except ModuleNotFoundError as error:
+        raise ValueError(f"PostgreSQL needs the driver {error.name}: pip install 'atoll[postgres]'") from None
+    return PostgresStore(url)

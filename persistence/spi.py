@@ -187,6 +187,11 @@ class Store(Protocol):
         version or machine raises `IncompatibleStore` saying what to do, and is not touched."""
         ...
 
+    async def exists(self) -> bool:
+        """Whether it was created: `open` would find it. Asked of a store that is not open; creates nothing. May raise
+        what `open` would raise."""
+        ...
+
     async def close(self) -> None:
         """Give back connections and threads. Commits nothing, loses nothing; may be called twice."""
         ...

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from . import ownership
+from .host_rows import never_registered
 from .records import (
     ClientRow,
     Commit,
@@ -30,6 +31,7 @@ from .records import (
     NamedReply,
     TimerRow,
 )
+from .slices import in_slices
 from .spi import (
     Assignment,
     HostRow,
@@ -43,7 +45,7 @@ from .spi import (
 from .sqlite_file import Database
 from .sqlite_folder import open_folder
 from .sqlite_history import read_commits, read_history
-from .sqlite_leases import Leases, in_slices
+from .sqlite_leases import Leases
 from .sqlite_log import OtherLogs, OwnLogs
 from .sqlite_pending import read_dead_letters, read_mailbox, read_pending, read_timers
 from .sqlite_tables import (
@@ -103,6 +105,9 @@ class SQLiteStore:
             await threads.close()
             raise
         self._shards, self._open = shards, threads
+
+    async def exists(self) -> bool:
+        return self.folder.exists()
 
     async def close(self) -> None:
         threads, self._open = self._open, None
@@ -188,7 +193,7 @@ class SQLiteStore:
         threads = self._threads
         host = await threads.leases.run(Leases.host, incarnation)
         if host is None:
-            raise _never_registered(incarnation)
+            raise never_registered(incarnation)
         n = await threads.other_logs.run(OtherLogs.seal, incarnation, host.process)
         await threads.leases.run(Leases.mark_sealed, incarnation)
         return n
@@ -211,7 +216,7 @@ class SQLiteStore:
     async def _check_registered(self, incarnation: int) -> None:
         if incarnation not in self._registered:
             if not await self._threads.leases.run(Leases.is_registered, incarnation):
-                raise _never_registered(incarnation)
+                raise never_registered(incarnation)
             self._registered.add(incarnation)
 
     # ---- tables ----------------------------------------------------------------------------------------------
@@ -288,7 +293,3 @@ class SQLiteStore:
         for some in in_slices(observed):
             gone |= await self._threads.leases.run(Leases.expire_sessions, some)
         return frozenset(gone)
-
-
-def _never_registered(incarnation: int) -> ValueError:
-    return ValueError(f"no host was ever registered as incarnation {incarnation}")

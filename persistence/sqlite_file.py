@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import apsw
 
 from ..actors.errors import CorruptRecord, IncompatibleStore, StoreError, StoreUnavailable
-from .checksum import unwrap
 from .process import end_stopped_lock_holder, wal_lock_holders
 
 APPLICATION_ID = 0x41746F6C
@@ -185,13 +184,6 @@ def store_error(error: apsw.Error, path: Path) -> Exception:
             return StoreUnavailable(f"{story}: the outcome is unknown, repeat the same call")
         case _:
             return error  # a mistake of ours: let it be seen as what it is
-
-
-def proven(value: object, place: str) -> bytes:
-    """The body of a stored blob. In a damaged file a column may hold anything, whatever the schema says of it."""
-    if not isinstance(value, bytes):
-        raise CorruptRecord(f"{place}: holds {value!r}; restore this store from a backup")
-    return unwrap(value, place)
 
 
 def _damaged(path: Path, story: str) -> CorruptRecord:

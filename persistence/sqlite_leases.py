@@ -8,25 +8,20 @@ nobody the lease.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import apsw
-import msgspec
 from msgspec.structs import replace
 
 from ..actors.errors import CorruptRecord
 from . import ownership
-from .checksum import wrap
-from .spi import HostRow, HostState, ProcessIdentity
-from .sqlite_file import Database, Row, create_file, proven
+from .host_rows import about_blob, host_row, host_state
+from .spi import HostRow, HostState
+from .sqlite_file import Database, create_file
 
 LOCK_WAIT_S = 1.0
 """A renewal that waits longer is useless: the lease runs on, and the next try comes after a second."""
-SESSIONS_AT_ONCE = 500
-"""Sessions touched in one transaction, so that a renewal never waits behind thousands of them."""
 
 _SCHEMA = """
 CREATE TABLE counters (             -- the last incarnation and the last client ever given out
@@ -38,7 +33,7 @@ CREATE TABLE hosts (                -- one row per incarnation, for ever
     incarnation INTEGER PRIMARY KEY,
     state       TEXT NOT NULL,      -- live, gone, sealed
     renewals    INTEGER NOT NULL,
-    about       BLOB NOT NULL       -- _About
+    about       BLOB NOT NULL       -- host_rows.py
 ) STRICT;
 
 CREATE INDEX hosts_not_sealed ON hosts (incarnation) WHERE state <> 'sealed';
@@ -50,19 +45,6 @@ CREATE TABLE sessions (
 
 INSERT INTO counters VALUES ('incarnation', 0), ('client', 0);
 """
-
-Item = TypeVar("Item")
-
-
-class _About(msgspec.Struct, array_like=True, frozen=True):
-    """What SQL does not compare."""
-
-    address: str
-    node: str
-    process: ProcessIdentity | None
-    version: str = ""  # from here on: missing in rows of schema 1
-    weight: float = 1.0
-    draining: bool = False
 
 
 def leases_path(folder: Path) -> Path:
@@ -98,7 +80,7 @@ class Leases:
 
     def add_host(self, row: HostRow) -> None:
         self._durable.write(
-            "INSERT INTO hosts VALUES (?, ?, ?, ?)", (row.incarnation, row.state.value, row.renewals, _about_blob(row))
+            "INSERT INTO hosts VALUES (?, ?, ?, ?)", (row.incarnation, row.state.value, row.renewals, about_blob(row))
         )
 
     def renew(self, incarnation: int) -> bool:
@@ -112,7 +94,7 @@ class Leases:
             row = self._durable.row("SELECT state, renewals FROM hosts WHERE incarnation = ?", (incarnation,))
             if row is None:
                 return False
-            before = _state(incarnation, row[0])
+            before = host_state(incarnation, row[0])
             after = ownership.condemned(before, row[1], renewals)
             if after is not before:
                 self._set_state(incarnation, after)
@@ -124,7 +106,7 @@ class Leases:
             if row is None or row.state is not HostState.LIVE:
                 return False
             if row.draining != draining:
-                about = _about_blob(replace(row, draining=draining))
+                about = about_blob(replace(row, draining=draining))
                 self._durable.write("UPDATE hosts SET about = ? WHERE incarnation = ?", (about, incarnation))
         return True
 
@@ -141,7 +123,7 @@ class Leases:
         return self._quick.row("SELECT 1 FROM hosts WHERE incarnation = ?", (incarnation,)) is not None
 
     def hosts_not_sealed(self) -> list[HostRow]:
-        return [_host_row(row) for row in self._quick.rows("SELECT * FROM hosts WHERE state <> 'sealed'")]
+        return [host_row(*row) for row in self._quick.rows("SELECT * FROM hosts WHERE state <> 'sealed'")]
 
     def hosts_ended(self) -> list[int]:
         rows = self._quick.rows("SELECT incarnation FROM hosts WHERE state <> 'live' ORDER BY incarnation")
@@ -187,49 +169,6 @@ class Leases:
         return value
 
 
-def in_slices(items: Iterable[Item], size: int = SESSIONS_AT_ONCE) -> Iterator[list[Item]]:
-    """The items in lists of at most `size`."""
-    iterator = iter(items)
-    while some := list(islice(iterator, size)):
-        yield some
-
-
 def read_host(database: Database, incarnation: int) -> HostRow | None:
     row = database.row("SELECT * FROM hosts WHERE incarnation = ?", (incarnation,))
-    return None if row is None else _host_row(row)
-
-
-def _about_blob(row: HostRow) -> bytes:
-    about = _About(row.address, row.node, row.process, row.version, row.weight, row.draining)
-    return wrap(msgspec.msgpack.encode(about), _host_place(row.incarnation))
-
-
-def _host_place(incarnation: int) -> str:
-    return f"host {incarnation}"
-
-
-def _state(incarnation: int, state: str) -> HostState:
-    try:
-        return HostState(state)
-    except ValueError:
-        raise CorruptRecord(f"{_host_place(incarnation)}: state {state!r}; restore this store from a backup") from None
-
-
-def _host_row(row: Row) -> HostRow:
-    incarnation, state, renewals, blob = row
-    place = _host_place(incarnation)
-    try:
-        about = msgspec.msgpack.decode(proven(blob, place), type=_About)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise CorruptRecord(f"{place}: {error}") from None
-    return HostRow(
-        incarnation,
-        about.address,
-        _state(incarnation, state),
-        renewals,
-        about.node,
-        about.process,
-        draining=about.draining,
-        version=about.version,
-        weight=about.weight,
-    )
+    return None if row is None else host_row(*row)

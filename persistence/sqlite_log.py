@@ -1,11 +1,8 @@
 """One incarnation's log: a file with one table, whose key is fence, idempotence and order at once.
 
-    n = 0      the birth row: names app and incarnation, stays for ever
-    n = 1 ...  batches, as records.encode_batch made them
-    newest     the seal, once a successor took over; stays for ever, and nothing can follow it
-
-An append is one INSERT that succeeds only at newest + 1 and only above a row that is not a seal. So a writer can
-neither overwrite nor leave a gap nor step over the seal, and needs no read of its own before it writes.
+What its rows are stands in log_marks.py. An append is one INSERT that succeeds only at newest + 1 and only above a row
+that is not a seal. So a writer can neither overwrite nor leave a gap nor step over the seal, and needs no read of its
+own before it writes.
 
 The file is made before its host is registered and never again: opening never creates, so a zombie cannot find a fresh
 log.
@@ -16,14 +13,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import apsw
-import msgspec
 
-from ..actors.errors import CorruptRecord, Fenced
-from .checksum import wrap
+from ..actors.errors import CorruptRecord
+from .log_marks import batches, birth_blob, check_birth, check_refused, check_seal, no_birth, seal_blob
 from .process import end_process
-from .records import log_place
 from .spi import LogRow, ProcessIdentity
-from .sqlite_file import Database, create_file, proven, store_error
+from .sqlite_file import Database, create_file, store_error
 
 DELETE_ROWS_MAX = 1000
 """Rows and bytes dropped in one transaction, so that an append waits behind one slice and not behind all of them."""
@@ -45,18 +40,13 @@ VALUES (?1, (SELECT CASE WHEN n = ?1 - 1 AND seal = 0 THEN 0 END FROM log ORDER 
 """
 
 
-class Birth(msgspec.Struct, array_like=True, frozen=True):
-    app: str
-    incarnation: int
-
-
 def log_path(folder: Path, incarnation: int) -> Path:
     return folder / "logs" / f"{incarnation}.db"
 
 
 def create_log(folder: Path, app: str, incarnation: int) -> None:
     """Make the log of a new incarnation, empty and durable. Its number was reserved for this call alone."""
-    birth = wrap(msgspec.msgpack.encode(Birth(app, incarnation)), _birth_place(incarnation))
+    birth = birth_blob(app, incarnation)
 
     def fill(connection: apsw.Connection) -> None:
         connection.execute("INSERT INTO log VALUES (0, 0, ?)", (birth,))
@@ -76,18 +66,16 @@ class LogFile:
         self._database = Database(log_path(folder, incarnation))
         self._connection = self._database.connection
         try:
-            self._check_birth(Birth(app, incarnation))
+            self._check_birth(app)
         except BaseException:
             self._database.close()
             raise
 
-    def _check_birth(self, expected: Birth) -> None:
-        place = _birth_place(self.incarnation)
+    def _check_birth(self, app: str) -> None:
         row = self._database.row("SELECT content FROM log WHERE n = 0")
         if row is None:
-            raise CorruptRecord(f"{place}: missing; restore this store from a backup")
-        if msgspec.msgpack.decode(proven(row[0], place), type=Birth) != expected:
-            raise CorruptRecord(f"{place}: it is the log of another app; restore this store from a backup")
+            raise no_birth(self.incarnation)
+        check_birth(app, self.incarnation, row[0])
 
     def close(self) -> None:
         self._database.close()
@@ -112,27 +100,25 @@ class LogFile:
     def _explain_refusal(self, n: int, content: bytes) -> None:
         """Return when row n is what the caller wants; raise what it is otherwise."""
         newest, seal = self._newest()
-        if seal is not None:
-            raise Fenced(f"log {self.incarnation} is sealed at {newest}: another owner took over")
-        if n > newest + 1:
-            raise ValueError(f"log {self.incarnation} ends at {newest}: row {n} would leave a gap")
-        row = self._database.row("SELECT content FROM log WHERE n = ? AND n > 0", (n,))
-        if row is None or row[0] != content:
-            raise Fenced(
-                f"log {self.incarnation} holds something else at or above row {n}: this writer is not its owner"
-            )
+        row = self._database.row("SELECT content FROM log WHERE n = ?", (n,))
+        check_refused(
+            self.incarnation,
+            n,
+            content,
+            newest=newest,
+            sealed=seal is not None,
+            stands_there=None if row is None else row[0],
+        )
 
     def seal(self) -> int:
         """See `Store.seal`; only the log's part of it."""
         with self._database.transaction():
             newest, seal = self._newest()
             if seal is not None:
-                proven(seal, _seal_place(self.incarnation, newest))
+                check_seal(self.incarnation, newest, seal)
                 return newest
             n = newest + 1
-            self._database.write(
-                "INSERT INTO log VALUES (?, 1, ?)", (n, wrap(b"seal", _seal_place(self.incarnation, n)))
-            )
+            self._database.write("INSERT INTO log VALUES (?, 1, ?)", (n, seal_blob(self.incarnation, n)))
             # The transaction holds the write lock, so nothing can have come in above; rule 1 asks to look all the same.
             assert self._newest()[0] == n, f"log {self.incarnation}: a row stands above its seal at {n}"
         return n
@@ -143,27 +129,13 @@ class LogFile:
             "SELECT n, CASE seal WHEN 0 THEN NULL ELSE content END FROM log ORDER BY n DESC LIMIT 1"
         )
         if row is None:
-            raise CorruptRecord(f"{_birth_place(self.incarnation)}: missing; restore this store from a backup")
+            raise no_birth(self.incarnation)
         return row[0], row[1]
 
     def read(self, after_n: int) -> list[LogRow]:
-        """See `Store.read_log`. A hole between rows is reported: rows are only ever dropped from the front."""
-        found: list[LogRow] = []
-        sealed_at: int | None = None
+        """See `Store.read_log`."""
         rows = self._database.rows("SELECT n, seal, content FROM log WHERE n > max(?, 0) ORDER BY n", (after_n,))
-        for n, seal, content in rows:
-            last = found[-1].n if found else n - 1
-            if sealed_at is not None or n != last + 1:
-                missing = (
-                    f"above its seal at {sealed_at}" if sealed_at is not None else f"follows {last}: rows are lost"
-                )
-                raise CorruptRecord(f"{log_place(self.incarnation, n)}: {missing}; restore this store from a backup")
-            if seal == 0 and isinstance(content, bytes):
-                found.append(LogRow(n, content))
-            else:
-                proven(content, _seal_place(self.incarnation, n))
-                sealed_at = n
-        return found
+        return batches(self.incarnation, rows)
 
     def delete_slice(self, through_n: int) -> bool:
         """Drop some of the rows up to `through_n`, in order; True when there are more to drop."""
@@ -268,11 +240,3 @@ class OtherLogs:
         if not more:
             self._log(incarnation).give_back_space()
         return more
-
-
-def _birth_place(incarnation: int) -> str:
-    return f"log {incarnation}, birth row"
-
-
-def _seal_place(incarnation: int, n: int) -> str:
-    return f"log {incarnation}, seal {n}"

@@ -6,18 +6,21 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 from msgspec.structs import replace
 
 from .records import DeadLetterRow, MailboxRow, OutboxRow, TimerRow
 from .spi import PendingMailbox, PendingWork, TableWrite
 from .sqlite_file import Database
-from .sqlite_rows import check_same, decoded, encoded
-
-_mailbox_decoder = msgspec.msgpack.Decoder(MailboxRow)
-_outbox_decoder = msgspec.msgpack.Decoder(OutboxRow)
-_timer_decoder = msgspec.msgpack.Decoder(TimerRow)
-_letter_decoder = msgspec.msgpack.Decoder(DeadLetterRow)
+from .table_rows import (
+    letter_blob,
+    letter_row,
+    mailbox_blob,
+    mailbox_row,
+    outbox_blob,
+    outbox_row,
+    timer_blob,
+    timer_row,
+)
 
 _PUT_MAILBOX = "INSERT OR REPLACE INTO mailbox (shard, kind, id, entry, bytes, row) VALUES (?, ?, ?, ?, ?, ?)"
 _WHAT_WAITS = """
@@ -47,7 +50,7 @@ class PendingRows:
             ),
             (
                 "INSERT OR REPLACE INTO outbox (shard, number, row) VALUES (?, ?, ?)",
-                [(shard, row.number, encoded(row, _outbox_place(shard, row.number))) for row in write.outbox],
+                [(shard, row.number, outbox_blob(shard, row)) for row in write.outbox],
             ),
             (
                 "DELETE FROM timers WHERE shard = ? AND kind = ? AND id = ?",
@@ -67,7 +70,7 @@ class PendingRows:
             ),
             (
                 "INSERT OR REPLACE INTO dead_letters (shard, number, row) VALUES (?, ?, ?)",
-                [(shard, row.number, encoded(row, _letter_place(shard, row.number))) for row in write.dead_letters],
+                [(shard, row.number, letter_blob(shard, row)) for row in write.dead_letters],
             ),
         ]
         self._shard = shard
@@ -85,14 +88,11 @@ class PendingRows:
 
 
 def _mailbox_binding(shard: int, row: MailboxRow) -> tuple[Any, ...]:
-    place = _mailbox_place(shard, row.kind, row.id, row.entry)
-    return shard, row.kind, row.id, row.entry, len(row.accepted.arguments), encoded(row, place)
+    return shard, row.kind, row.id, row.entry, len(row.accepted.arguments), mailbox_blob(shard, row)
 
 
 def _timer_binding(shard: int, row: TimerRow) -> tuple[Any, ...]:
-    name = row.timer.name
-    place = _timer_place(shard, row.kind, row.id, name)
-    return shard, row.kind, row.id, name, row.timer.due_ms, encoded(row, place)
+    return shard, row.kind, row.id, row.timer.name, row.timer.due_ms, timer_blob(shard, row)
 
 
 def read_pending(database: Database, shards: Sequence[int]) -> list[PendingWork]:
@@ -118,13 +118,8 @@ def _mailboxes(database: Database, shard: int) -> tuple[PendingMailbox, ...]:
 
 
 def _outbox(database: Database, shard: int) -> tuple[OutboxRow, ...]:
-    found = []
-    for number, blob in database.rows("SELECT number, row FROM outbox WHERE shard = ? ORDER BY number", (shard,)):
-        place = _outbox_place(shard, number)
-        row = decoded(_outbox_decoder, blob, place)
-        check_same(place, row.number, number)
-        found.append(row)
-    return tuple(found)
+    rows = database.rows("SELECT number, row FROM outbox WHERE shard = ? ORDER BY number", (shard,))
+    return tuple(outbox_row(shard, *row) for row in rows)
 
 
 def read_mailbox(
@@ -134,60 +129,29 @@ def read_mailbox(
 
 
 def _mailbox(database: Database, shard: int, kind: str, id: str, after_entry: int, limit: int) -> list[MailboxRow]:
-    found = []
-    for entry, size, blob in database.rows(
+    rows = database.rows(
         "SELECT entry, bytes, row FROM mailbox WHERE shard = ? AND kind = ? AND id = ? AND entry > ? "
         "ORDER BY entry LIMIT ?",
         (shard, kind, id, after_entry, limit),
-    ):
-        place = _mailbox_place(shard, kind, id, entry)
-        row = decoded(_mailbox_decoder, blob, place)
-        check_same(place, (row.kind, row.id, row.entry, len(row.accepted.arguments)), (kind, id, entry, size))
-        found.append(row)
-    return found
+    )
+    return [mailbox_row(shard, kind, id, *row) for row in rows]
 
 
 def read_timers(
     database: Database, shard: int, after: tuple[int, str, str, str], through_ms: int, limit: int
 ) -> list[TimerRow]:
-    found = []
-    for kind, id, name, due_ms, blob in database.rows(
+    rows = database.rows(
         "SELECT kind, id, name, due_ms, row FROM timers "
         "WHERE shard = ? AND (due_ms, kind, id, name) > (?, ?, ?, ?) AND due_ms <= ? "
         "ORDER BY due_ms, kind, id, name LIMIT ?",
         (shard, *after, through_ms, max(limit, 0)),
-    ):
-        place = _timer_place(shard, kind, id, name)
-        row = decoded(_timer_decoder, blob, place)
-        check_same(place, (row.kind, row.id, row.timer.name, row.timer.due_ms), (kind, id, name, due_ms))
-        found.append(row)
-    return found
+    )
+    return [timer_row(shard, *row) for row in rows]
 
 
 def read_dead_letters(database: Database, shard: int, after_number: int, limit: int | None) -> list[DeadLetterRow]:
-    found = []
-    for number, blob in database.rows(
+    rows = database.rows(
         "SELECT number, row FROM dead_letters WHERE shard = ? AND number > ? ORDER BY number LIMIT ?",
         (shard, after_number, _NO_LIMIT if limit is None else max(limit, 0)),
-    ):
-        place = _letter_place(shard, number)
-        row = decoded(_letter_decoder, blob, place)
-        check_same(place, row.number, number)
-        found.append(row)
-    return found
-
-
-def _mailbox_place(shard: int, kind: str, id: str, entry: int) -> str:
-    return f"mailbox entry {entry} of {kind}/{id!r} in shard {shard}"
-
-
-def _outbox_place(shard: int, number: int) -> str:
-    return f"message {number} in the outbox of shard {shard}"
-
-
-def _timer_place(shard: int, kind: str, id: str, name: str) -> str:
-    return f"timer {name!r} of {kind}/{id!r} in shard {shard}"
-
-
-def _letter_place(shard: int, number: int) -> str:
-    return f"dead letter {number} of shard {shard}"
+    )
+    return [letter_row(shard, *row) for row in rows]

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import apsw
-import msgspec
 
 from ..actors.errors import CorruptRecord, IncompatibleStore
 from . import ownership
@@ -26,13 +25,18 @@ from .sqlite_file import SCHEMA_VERSION, Database, create_file
 from .sqlite_history import add_history, delete_commits_slice
 from .sqlite_leases import leases_path, read_host
 from .sqlite_pending import PendingRows
-from .sqlite_rows import check_same, decoded, encoded
 from .sqlite_schema import VERSIONS
-
-_shard_decoder = msgspec.msgpack.Decoder(ShardRow)
-_entity_decoder = msgspec.msgpack.Decoder(EntityRow)
-_client_decoder = msgspec.msgpack.Decoder(ClientRow)
-_named_decoder = msgspec.msgpack.Decoder(NamedReply)
+from .table_rows import (
+    client_blob,
+    client_row,
+    entity_blob,
+    entity_row,
+    named_blob,
+    named_row,
+    shard_blob,
+    shard_place,
+    shard_row,
+)
 
 _UPSERT_ENTITY = """
 INSERT INTO entities (shard, kind, id, seq, row) VALUES (?, ?, ?, ?, ?)
@@ -53,7 +57,7 @@ def tables_path(folder: Path) -> Path:
 
 
 def create_tables(folder: Path, app: str, shards: int) -> bool:
-    rows = [(shard, _shard_blob(ownership.unowned(shard))) for shard in range(shards)]
+    rows = [(shard, shard_blob(ownership.unowned(shard))) for shard in range(shards)]
 
     def fill(connection: apsw.Connection) -> None:
         connection.execute("INSERT INTO meta VALUES (1, ?, ?)", (app, shards))
@@ -166,11 +170,11 @@ class TablesWriter:
     def _shard(self, shard: int) -> ShardRow:
         row = self._database.row("SELECT row FROM shards WHERE shard = ?", (shard,))
         if row is None:
-            raise CorruptRecord(f"{_shard_place(shard)}: missing; restore this store from a backup")
-        return decoded(_shard_decoder, row[0], _shard_place(shard))
+            raise CorruptRecord(f"{shard_place(shard)}: missing; restore this store from a backup")
+        return shard_row(shard, row[0])
 
     def _put_shard(self, row: ShardRow) -> None:
-        self._database.write("UPDATE shards SET row = ? WHERE shard = ?", (_shard_blob(row), row.shard))
+        self._database.write("UPDATE shards SET row = ? WHERE shard = ?", (shard_blob(row), row.shard))
 
     # ---- checkpoint ------------------------------------------------------------------------------------------
     def checkpoint(self, incarnation: int, writes: Sequence[TableWrite]) -> frozenset[int]:
@@ -221,10 +225,7 @@ class TablesWriter:
 
 
 def read_shards(database: Database) -> list[ShardRow]:
-    return [
-        decoded(_shard_decoder, blob, _shard_place(shard))
-        for shard, blob in database.rows("SELECT shard, row FROM shards ORDER BY shard")
-    ]
+    return [shard_row(shard, blob) for shard, blob in database.rows("SELECT shard, row FROM shards ORDER BY shard")]
 
 
 def named_owners(database: Database) -> set[int]:
@@ -233,15 +234,8 @@ def named_owners(database: Database) -> set[int]:
 
 
 def read_clients(database: Database, shard: int) -> list[ClientRow]:
-    found = []
-    for client, floor, blob in database.rows(
-        "SELECT client, floor, row FROM clients WHERE shard = ? ORDER BY client", (shard,)
-    ):
-        place = _client_place(shard, client)
-        row = decoded(_client_decoder, blob, place)
-        check_same(place, (row.client, row.floor), (client, floor))
-        found.append(row)
-    return found
+    rows = database.rows("SELECT client, floor, row FROM clients WHERE shard = ? ORDER BY client", (shard,))
+    return [client_row(shard, *row) for row in rows]
 
 
 def read_named(database: Database, shard: int, kind: str, id: str, command_id: str) -> NamedReply | None:
@@ -249,26 +243,16 @@ def read_named(database: Database, shard: int, kind: str, id: str, command_id: s
         "SELECT time_ms, row FROM named_replies WHERE shard = ? AND kind = ? AND id = ? AND command_id = ?",
         (shard, kind, id, command_id),
     )
-    if row is None:
-        return None
-    place = _named_place(shard, kind, id, command_id)
-    named = decoded(_named_decoder, row[1], place)
-    check_same(place, (named.kind, named.id, named.command_id, named.time_ms), (kind, id, command_id, row[0]))
-    return named
+    return None if row is None else named_row(shard, kind, id, command_id, *row)
 
 
 def read_entity(database: Database, shard: int, kind: str, id: str) -> EntityRow | None:
     row = database.row("SELECT seq, row FROM entities WHERE shard = ? AND kind = ? AND id = ?", (shard, kind, id))
-    if row is None:
-        return None
-    place = _entity_place(shard, kind, id)
-    entity = decoded(_entity_decoder, row[1], place)
-    check_same(place, (entity.kind, entity.id, entity.seq), (kind, id, row[0]))
-    return entity
+    return None if row is None else entity_row(shard, kind, id, *row)
 
 
 def _entity_binding(shard: int, row: EntityRow) -> tuple[int, str, str, int, bytes]:
-    return shard, row.kind, row.id, row.seq, encoded(row, _entity_place(shard, row.kind, row.id))
+    return shard, row.kind, row.id, row.seq, entity_blob(shard, row)
 
 
 class _Rows:
@@ -278,36 +262,6 @@ class _Rows:
         shard = write.shard
         self.entities = [_entity_binding(shard, row) for row in write.entities if not leaves_state(row)]
         self.without_state = [row for row in write.entities if leaves_state(row)]
-        self.clients = [(shard, c.client, c.floor, encoded(c, _client_place(shard, c.client))) for c in write.clients]
-        self.named = [
-            (
-                shard,
-                r.kind,
-                r.id,
-                r.command_id,
-                r.time_ms,
-                encoded(r, _named_place(shard, r.kind, r.id, r.command_id)),
-            )
-            for r in write.named
-        ]
+        self.clients = [(shard, c.client, c.floor, client_blob(shard, c)) for c in write.clients]
+        self.named = [(shard, r.kind, r.id, r.command_id, r.time_ms, named_blob(shard, r)) for r in write.named]
         self.pending = PendingRows(write)
-
-
-def _shard_blob(row: ShardRow) -> bytes:
-    return encoded(row, _shard_place(row.shard))
-
-
-def _shard_place(shard: int) -> str:
-    return f"shard {shard}"
-
-
-def _entity_place(shard: int, kind: str, id: str) -> str:
-    return f"entity {kind}/{id!r} of shard {shard}"
-
-
-def _client_place(shard: int, client: int) -> str:
-    return f"client {client} of shard {shard}"
-
-
-def _named_place(shard: int, kind: str, id: str, command_id: str) -> str:
-    return f"reply {command_id!r} of {kind}/{id!r} in shard {shard}"

@@ -1,4 +1,5 @@
-"""What all tests share: where their helpers lie, the conformance table, and real Ray nodes for those marked `real`."""
+"""What all tests share: where their helpers lie, the conformance table, a PostgreSQL server of their own, and real Ray
+nodes for those marked `real`."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from postgres_databases import PostgresDatabases
     from three_nodes import RayNodes
 
 _ROOT = Path(__file__).resolve().parents[1]
@@ -27,3 +29,19 @@ def ray_nodes() -> Iterator[RayNodes]:
 
     with RayNodes.start(3) as nodes:
         yield nodes
+
+
+@pytest.fixture(scope="session")
+def postgres_databases() -> Iterator[PostgresDatabases]:
+    """A PostgreSQL server for all tests, started by the first one that needs it."""
+    from postgres_databases import PostgresDatabases
+
+    with PostgresDatabases.start() as databases:
+        yield databases
+
+
+@pytest.fixture
+def postgres_url(postgres_databases: PostgresDatabases) -> Iterator[str]:
+    """The URL of a migrated database of one's own, as its runtime role."""
+    with postgres_databases.fresh() as name:
+        yield postgres_databases.server.url(name)

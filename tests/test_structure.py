@@ -25,6 +25,12 @@ SHELLS: dict[str, tuple[str, ...]] = {
     # a store's URL may name a folder
     "persistence.open": ("pathlib",),
     "persistence.sqlite": ("pathlib",),
+    # takes a URL apart; asks for nothing
+    "persistence.urls": ("urllib",),
+    # connections to PostgreSQL, and what its errors mean; its statements stand in modules that get a connection
+    "persistence.postgres_link": ("asyncpg",),
+    "persistence.postgres_log": ("asyncpg",),
+    "persistence.postgres_migrate": ("asyncpg",),
     # who a process is and whether it is gone, by pidfd and start time: the kernel's word, which the stores need
     "persistence.process": ("os", "pathlib", "psutil", "select", "signal"),
     # files, locks and SQL of the SQLite store; what they mean is decided elsewhere, and compared with the memory store
@@ -53,6 +59,7 @@ SHELLS: dict[str, tuple[str, ...]] = {
     "cluster.cli_dead_letters": ("asyncio.run", "os"),
     "cluster.cli_reading": ("asyncio.run", "os"),
     "cluster.cli_status": ("time",),
+    "cluster.cli_store": ("asyncio.run", "os"),
     "cluster.draining": ("time",),
     "cluster.ray_status": ("time",),
     "cluster.signals": ("signal", "threading"),
@@ -72,11 +79,17 @@ DECISIONS = (
     "actors.settings",
     "persistence.checkpoint",
     "persistence.checksum",
+    "persistence.history_pieces",
+    "persistence.host_rows",
+    "persistence.log_marks",
     "persistence.overlay",
     "persistence.pending",
     "persistence.ownership",
     "persistence.records",
+    "persistence.row_codec",
     "persistence.rows",
+    "persistence.slices",
+    "persistence.table_rows",
     "sharding.allocation",
     "sharding.coordinator",
     "sharding.gate",

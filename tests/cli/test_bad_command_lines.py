@@ -114,8 +114,11 @@ def test_an_app_folder_that_is_not_there(cli: CommandLine) -> None:
         ("ATOLL_LEASE_S", "soon", "settings: Expected `float`, got `str` - at `$.lease_s`"),
         ("ATOLL_LOG", "LOUD", "ATOLL_LOG=LOUD is no log level: use DEBUG, INFO, WARNING or ERROR"),
         ("ATOLL_LOG_FORMAT", "xml", "ATOLL_LOG_FORMAT=xml is no log format: use text or json"),
-        ("ATOLL_STORE", "mysql:x", "'mysql:x' names no store: use memory: or sqlite:PATH, for example"),
-        ("ATOLL_STORE", "postgresql://x/y", "postgresql: stores are not there yet"),
+        (
+            "ATOLL_STORE",
+            "mysql:x",
+            "'mysql:x' names no store: use postgresql://USER@HOST/DATABASE, memory: or sqlite:PATH",
+        ),
     ],
 )
 def test_a_setting_that_cannot_be(cli: CommandLine, variable: str, value: str, said: str) -> None:
@@ -184,7 +187,9 @@ def test_a_store_of_another_shard_count(cli: CommandLine) -> None:
 
 def test_a_store_that_no_other_process_could_see(cli: CommandLine) -> None:
     said = cli.refused("start", "sound:app", "--store", "memory:")
-    assert said == "the store memory: cannot be shared by several processes: use sqlite:PATH"
+    assert said == (
+        "the store memory: cannot be shared by several processes: use sqlite:PATH, or postgresql://USER@HOST/DATABASE"
+    )
 
 
 def test_a_store_whose_folder_is_a_file(cli: CommandLine) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from atoll.persistence.memory import MemoryStore
+from atoll.persistence.postgres import PostgresStore
 from atoll.persistence.spi import Store
 from atoll.persistence.sqlite import SQLiteStore
 
@@ -18,15 +19,14 @@ SHARDS = 4
 class Stores:
     """Handles on one store."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
+    def __init__(self, kind: str, make: Callable[[], Store]) -> None:
         self.kind = kind
-        self._folder = folder
-        self._memory = MemoryStore()
+        self._make = make
         self._handles: list[Store] = []
 
     def make(self) -> Store:
         """A handle as another process would have it, not opened."""
-        handle: Store = self._memory if self.kind == "memory" else SQLiteStore(self._folder)
+        handle = self._make()
         self._handles.append(handle)
         return handle
 
@@ -40,11 +40,23 @@ class Stores:
             await handle.close()
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-async def stores(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Stores]:
-    stores = Stores(request.param, tmp_path / "store")
-    yield stores
-    await stores.close()
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def stores_of(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
+    match request.param:
+        case "memory":
+            memory = MemoryStore()
+            return Stores("memory", lambda: memory)
+        case "sqlite":
+            return Stores("sqlite", lambda: SQLiteStore(tmp_path / "store"))
+        case kind:
+            url: str = request.getfixturevalue("postgres_url")
+            return Stores(kind, lambda: PostgresStore(url))
+
+
+@pytest.fixture
+async def stores(stores_of: Stores) -> AsyncIterator[Stores]:
+    yield stores_of
+    await stores_of.close()
 
 
 @pytest.fixture

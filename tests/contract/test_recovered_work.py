@@ -18,12 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from luck import Luck
 from msgspec.structs import replace
+from postgres_databases import PostgresDatabases
 from store_rows import KIND, accepted, letter, message, row_of, timer
 
 from atoll.persistence.checkpoint import ShardCheckpoint, plan
 from atoll.persistence.memory import MemoryStore
 from atoll.persistence.overlay import Overlay
 from atoll.persistence.pending import BEFORE_ALL_TIMERS, PendingView, TimerPlace
+from atoll.persistence.postgres import PostgresStore
 from atoll.persistence.records import (
     DeadLetterRow,
     Delivery,
@@ -405,13 +407,21 @@ async def play(store: Store, sequence: Iterable[tuple[Any, ...]]) -> None:
     await world.check_tables()
 
 
-async def play_on_sqlite(sequence: Iterable[tuple[Any, ...]]) -> None:
+async def play_and_close(store: Store, sequence: Iterable[tuple[Any, ...]]) -> None:
+    try:
+        await play(store, sequence)
+    finally:
+        await store.close()
+
+
+def play_on_sqlite(sequence: Iterable[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        store = SQLiteStore(Path(folder) / "store")
-        try:
-            await play(store, sequence)
-        finally:
-            await store.close()
+        asyncio.run(play_and_close(SQLiteStore(Path(folder) / "store"), sequence))
+
+
+def play_on_postgresql(databases: PostgresDatabases, sequence: Iterable[tuple[Any, ...]]) -> None:
+    with databases.fresh() as name:
+        asyncio.run(play_and_close(PostgresStore(databases.server.url(name)), sequence))
 
 
 @settings(max_examples=150, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
@@ -426,7 +436,21 @@ def test_pending_work_is_the_replay_of_all_records(sequence: list[tuple[Any, ...
 @given(sequences)
 def test_pending_work_is_the_replay_of_all_records_on_sqlite(sequence: list[tuple[Any, ...]]) -> None:
     """J04, J05, J15: the same over files."""
-    asyncio.run(play_on_sqlite(sequence))
+    play_on_sqlite(sequence)
+
+
+@settings(
+    max_examples=6,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(sequence=sequences)
+def test_pending_work_is_the_replay_of_all_records_on_postgresql(
+    postgres_databases: PostgresDatabases, sequence: list[tuple[Any, ...]]
+) -> None:
+    """J04, J05, J15: the same over a database."""
+    play_on_postgresql(postgres_databases, sequence)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -437,4 +461,9 @@ def test_pending_work_is_the_replay_after_many_deaths(seed: int) -> None:
 
 def test_pending_work_is_the_replay_after_many_deaths_on_sqlite() -> None:
     """J04, J05, J15, J16: the same over files, with another story each time."""
-    asyncio.run(play_on_sqlite(lucky_steps(Luck(), 100)))
+    play_on_sqlite(lucky_steps(Luck(), 100))
+
+
+def test_pending_work_is_the_replay_after_many_deaths_on_postgresql(postgres_databases: PostgresDatabases) -> None:
+    """J04, J05, J15, J16: the same over a database."""
+    play_on_postgresql(postgres_databases, lucky_steps(Luck(), 60))

@@ -1,4 +1,4 @@
-"""The memory store says what the promises mean; SQLite must say the same, whatever is asked of it in whatever order.
+"""The memory store says what the promises mean; the others must say the same, whatever is asked of it in whatever order.
 
 Hypothesis makes sequences of calls and prints the shortest one that differs, with the lines that replay it. The values
 in a call are small and relative to what the store holds, so that most calls are nearly right: they meet.
@@ -15,12 +15,14 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from postgres_databases import PostgresDatabases
 from store_rows import KIND, client, commit, ending, entity, letter, mail, message, named, timer, without_snapshot
 
 from atoll.actors.errors import AtollError
 from atoll.actors.stored import StoredState
 from atoll.persistence.memory import MemoryStore
 from atoll.persistence.pending import BEFORE_ALL_TIMERS
+from atoll.persistence.postgres import PostgresStore
 from atoll.persistence.records import EntityRow
 from atoll.persistence.spi import Assignment, CheckpointEnd, Store, TableWrite
 from atoll.persistence.sqlite import SQLiteStore
@@ -105,24 +107,25 @@ calls = st.one_of(
 
 
 class Pair:
-    """The memory store and an SQLite store that get the same calls."""
+    """The memory store and another one that get the same calls."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, make: Callable[[], Store]) -> None:
+        """`make`: another handle on the same store."""
         self.memory = MemoryStore()
-        self._folder = folder
-        self.sqlite = SQLiteStore(folder)
+        self._make = make
+        self.other = make()
         self._newest: dict[int, int] = {}
         self._events: dict[str, int] = {}
 
     async def open(self) -> None:
         await self.memory.open("bank", SHARDS)
-        await self.sqlite.open("bank", SHARDS)
+        await self.other.open("bank", SHARDS)
 
     async def close(self) -> None:
-        await self.sqlite.close()
+        await self.other.close()
 
     async def both(self, ask: Callable[[Store], Awaitable[Any]]) -> None:
-        expected, found = [await outcome(ask(store)) for store in (self.memory, self.sqlite)]
+        expected, found = [await outcome(ask(store)) for store in (self.memory, self.other)]
         assert found == expected
 
     async def call(self, name: str, *args: Any) -> None:
@@ -159,16 +162,16 @@ class Pair:
                 await self.both(lambda store: store.claim(host, claims))
             case "append", (host, step, content):
                 n = max(1, self._newest.get(host, 0) + step)
-                if not isinstance(await outcome(self.sqlite.read_log(host)), type) and step == 1:
+                if not isinstance(await outcome(self.other.read_log(host)), type) and step == 1:
                     self._newest[host] = n
                 await self.both(lambda store: store.append(host, n, content))
             case "checkpoint", (host, parts):
                 made = [await self._write(*part) for part in parts]
                 await self.both(lambda store: store.checkpoint(host, made))
             case "reopen", ():
-                await self.sqlite.close()
-                self.sqlite = SQLiteStore(self._folder)
-                await self.sqlite.open("bank", SHARDS)
+                await self.other.close()
+                self.other = self._make()
+                await self.other.open("bank", SHARDS)
             case _:
                 await self.both(lambda store: getattr(store, name)(*args))
 
@@ -225,20 +228,19 @@ async def outcome(call: Awaitable[Any]) -> Any:
         return type(error)
 
 
-async def run(sequence: list[tuple[Any, ...]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        pair = Pair(Path(folder) / "store")
-        await pair.open()
-        try:
-            for _ in range(2):
-                await pair.call("register", "", 1.0)
-            for name, *args in sequence:
-                await pair.call(name, *args)
-            await pair.compare_everything()
-            await pair.call("reopen")
-            await pair.compare_everything()
-        finally:
-            await pair.close()
+async def run(sequence: list[tuple[Any, ...]], make: Callable[[], Store]) -> None:
+    pair = Pair(make)
+    await pair.open()
+    try:
+        for _ in range(2):
+            await pair.call("register", "", 1.0)
+        for name, *args in sequence:
+            await pair.call(name, *args)
+        await pair.compare_everything()
+        await pair.call("reopen")
+        await pair.compare_everything()
+    finally:
+        await pair.close()
 
 
 @settings(max_examples=60, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
@@ -246,4 +248,18 @@ async def run(sequence: list[tuple[Any, ...]]) -> None:
 def test_sqlite_answers_every_sequence_of_calls_as_memory_does(sequence: list[tuple[Any, ...]]) -> None:
     """J03, J04, J06, J07, J10, J15, J16, PR01-PR04, PR07, PR12, PR14, S13: the two stores give equal results, call by call, and hold the
     same in the end, also after a reopen."""
-    asyncio.run(run(sequence))
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(run(sequence, lambda: SQLiteStore(Path(folder) / "store")))
+
+
+SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+
+
+@settings(max_examples=30, deadline=None, print_blob=True, suppress_health_check=SLOW)
+@given(sequence=st.lists(calls, min_size=5, max_size=40))
+def test_postgresql_answers_every_sequence_of_calls_as_memory_does(
+    postgres_databases: PostgresDatabases, sequence: list[tuple[Any, ...]]
+) -> None:
+    """J03, J04, J06, J07, J10, J15, J16, PR01-PR04, PR07, PR12, PR14, S13: the same on PostgreSQL."""
+    with postgres_databases.fresh() as name:
+        asyncio.run(run(sequence, lambda: PostgresStore(postgres_databases.server.url(name))))

@@ -8,6 +8,7 @@ import pytest
 
 from atoll.persistence.memory import MemoryStore
 from atoll.persistence.open import open_store
+from atoll.persistence.postgres import PostgresStore
 from atoll.persistence.sqlite import SQLiteStore
 
 
@@ -41,6 +42,10 @@ def test_anything_else_is_refused_with_an_example(url: str) -> None:
         open_store(url)
 
 
-def test_postgresql_is_not_there_yet() -> None:
-    with pytest.raises(ValueError, match="not there yet"):
-        open_store("postgresql://localhost/bank")
+@pytest.mark.parametrize(
+    "url", ["postgresql://localhost/bank", "postgres://me:secret@a:5432,b:5432/bank?sslmode=require"]
+)
+def test_a_database_is_named_as_libpq_does(url: str) -> None:
+    store = open_store(url)
+    assert isinstance(store, PostgresStore)
+    assert store.url == url

@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ..actors.errors import CorruptRecord
-from .checksum import wrap
-from .sqlite_file import proven
+from .checksum import proven, wrap
 
 Struct = TypeVar("Struct")
 _encode = msgspec.msgpack.Encoder().encode

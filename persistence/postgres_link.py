@@ -1,0 +1,224 @@
+"""Connections to one PostgreSQL database, how long anybody waits for it, and what its errors mean.
+
+    lane      connections    carries
+    append    1              appends: the hot path, alone with its connection
+    lease     1              renewals, condemnations, sessions: never behind a checkpoint
+    write     2              assign, move, claim, checkpoint
+    log       2              seals, tails of other logs, dropped rows
+    read      4              activations, ownership polls
+
+That is what one process takes at most, and one more where its lease is kept on a loop of its own: a connection belongs
+to the event loop that made it, so each loop has lanes of its own, made when they are first used.
+
+A connection that did not answer in time is thrown away, never used again: what it was asked may still happen, and its
+answer would be taken for another one's. Each new connection is asked which life of the server it leads to (Life).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, TypeAlias
+
+import asyncpg
+from msgspec import Struct
+
+from ..actors.errors import AtollError, CorruptRecord, IncompatibleStore, StoreUnavailable
+from .urls import shown
+
+if TYPE_CHECKING:
+    from asyncpg.pool import Pool, PoolConnectionProxy
+
+    Connection: TypeAlias = "PoolConnectionProxy[asyncpg.Record]"
+
+log = logging.getLogger("atoll.store")
+
+CONNECT_TIMEOUT_S = 3.0
+COMMAND_TIMEOUT_S = 6.0
+"""Of one statement, at the client: above the role's `statement_timeout` (5 s), whose story is the better one. A link
+that is cut says nothing at all, and this ends the wait."""
+LANE_TIMEOUT_S = 10.0
+"""How long a call waits for a connection of its lane: those before it are slow, or the server is away."""
+CLOSE_TIMEOUT_S = 5.0
+
+
+NO_ANSWER = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+
+
+class Lane(enum.Enum):
+    """What a connection is for, and how many there are of it."""
+
+    APPEND = ("append", 1)
+    LEASE = ("lease", 1)
+    WRITE = ("write", 2)
+    LOG = ("log", 2)
+    READ = ("read", 4)
+
+
+class Life(Struct, frozen=True):
+    """Which server this is, and in which of its lives. A standby that is promoted begins a new timeline, and may lack
+    the last commits of the old one."""
+
+    system_identifier: int
+    timeline: int
+
+
+_LIFE = """
+SELECT (SELECT system_identifier FROM pg_control_system()),
+       CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END
+"""
+
+
+async def life_of(connection: Connection | asyncpg.Connection[asyncpg.Record]) -> Life:
+    """Raises `StoreUnavailable` on a standby, which takes no writes (yet)."""
+    row = await connection.fetchrow(_LIFE)
+    assert row is not None
+    if row[1] is None:
+        raise StoreUnavailable("this PostgreSQL server is a standby: name the primary, or wait for its promotion")
+    return Life(row[0], int(row[1][:8], 16))  # a WAL file's name begins with its timeline
+
+
+class Link:
+    """All connections of a store."""
+
+    def __init__(self, url: str, met: Callable[[Life], None]) -> None:
+        """`met` is told where each new connection leads, and raises what is to be raised there."""
+        self._url = url
+        self._met = met
+        self._pools: dict[tuple[asyncio.AbstractEventLoop, Lane], Pool[asyncpg.Record]] = {}
+        self.place = shown(url)
+
+    @contextlib.asynccontextmanager
+    async def lent(self, lane: Lane) -> AsyncIterator[Connection]:
+        """A connection of that lane. Errors of the database come out as those of actors/errors.py."""
+        pool = await self._pool(lane)
+        try:
+            connection = await pool.acquire(timeout=LANE_TIMEOUT_S)
+        except (asyncpg.PostgresError, *NO_ANSWER) as error:
+            raise store_error(error, self.place) from error
+        try:
+            yield connection
+        except asyncpg.PostgresError as error:
+            raise store_error(error, self.place) from error
+        except (AtollError, ValueError):
+            raise  # our own word on an answer: the connection is as it was
+        except NO_ANSWER as error:
+            connection.terminate()
+            raise store_error(error, self.place) from error
+        except BaseException:
+            connection.terminate()
+            raise
+        finally:
+            await pool.release(connection)
+
+    @contextlib.asynccontextmanager
+    async def transaction(self, lane: Lane, begin: str = "BEGIN") -> AsyncIterator[Connection]:
+        """A connection in a transaction that commits at the end. On an error it rolls back if the server still answers;
+        a connection that was thrown away the server rolls back itself."""
+        async with self.lent(lane) as connection:
+            await connection.execute(begin)
+            try:
+                yield connection
+            except (asyncpg.PostgresError, AtollError, ValueError):
+                await connection.execute("ROLLBACK")
+                raise
+            await connection.execute("COMMIT")
+
+    @contextlib.asynccontextmanager
+    async def snapshot(self, lane: Lane) -> AsyncIterator[Connection]:
+        """A connection whose reads are all as of one instant."""
+        async with self.transaction(lane, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY") as connection:
+            yield connection
+
+    async def _pool(self, lane: Lane) -> Pool[asyncpg.Record]:
+        key = (asyncio.get_running_loop(), lane)
+        pool = self._pools.get(key)
+        if pool is None:
+            _name, size = lane.value
+            pool = self._pools[key] = asyncpg.create_pool(
+                self._url,
+                min_size=0,
+                max_size=size,
+                # The lanes of the hot path stay connected; the others give back what they do not need.
+                max_inactive_connection_lifetime=0.0 if lane in {Lane.APPEND, Lane.LEASE} else 300.0,
+                timeout=CONNECT_TIMEOUT_S,
+                command_timeout=COMMAND_TIMEOUT_S,
+                init=self._meet,
+                reset=_nothing_to_reset,
+            )
+            await pool  # makes it ready; connects to nothing yet, so it does not wait
+        return pool
+
+    async def _meet(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        self._met(await life_of(connection))
+
+    async def close(self) -> None:
+        """Of this loop: what is under way may end. Of other loops: at once, on their own threads."""
+        here = asyncio.get_running_loop()
+        pools, self._pools = self._pools, {}
+        for (loop, _lane), pool in pools.items():
+            if loop is here:
+                try:
+                    async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                        await pool.close()
+                except TimeoutError:
+                    pool.terminate()
+            elif not loop.is_closed():
+                loop.call_soon_threadsafe(pool.terminate)
+
+
+async def _nothing_to_reset(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Nobody leaves anything in a session: no settings, locks or cursors. asyncpg's own reset costs a round trip."""
+
+
+_BROKEN_SCHEMA = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.InvalidSchemaNameError,
+)
+_DAMAGED = (asyncpg.DataCorruptedError, asyncpg.IndexCorruptedError)
+_UNKNOWN_OUTCOME = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # a statement over its time, a server that shuts down, crashed or starts
+    asyncpg.InsufficientResourcesError,  # disk full, out of memory, too many connections
+    asyncpg.PostgresSystemError,  # an I/O error: what was to be written may well be durable
+    asyncpg.InternalServerError,
+    asyncpg.TransactionRollbackError,  # deadlock, serialization: it was rolled back
+    asyncpg.LockNotAvailableError,
+    asyncpg.ReadOnlySQLTransactionError,  # the server became a standby
+    asyncpg.InvalidTransactionStateError,  # idle in a transaction for too long: its session was ended
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+)
+
+
+def store_error(error: Exception, place: str) -> Exception:
+    """What an error of the database or of the way to it means for the caller."""
+    story = f"{place}: {error or type(error).__name__}"
+    match error:
+        case asyncpg.InsufficientPrivilegeError():
+            return IncompatibleStore(
+                f"{story}: give the runtime role its rights as deploy/postgresql/database.sql does"
+            )
+        case _ if isinstance(error, _BROKEN_SCHEMA):
+            return IncompatibleStore(f"{story}: its tables are not those of this version: run `atoll store migrate`")
+        case _ if isinstance(error, _DAMAGED):
+            return CorruptRecord(f"{story}: stop the app and restore the database from a backup")
+        case asyncpg.InvalidAuthorizationSpecificationError() | asyncpg.InvalidCatalogNameError():
+            return StoreUnavailable(f"{story}: check user, password and database of the store's URL")
+        case asyncpg.DiskFullError():
+            return StoreUnavailable(
+                f"{story}: make room on the server's disk; the same call is repeated until it succeeds"
+            )
+        case asyncpg.TooManyConnectionsError():
+            return StoreUnavailable(f"{story}: raise max_connections, or run fewer hosts on this server")
+        case _ if isinstance(error, _UNKNOWN_OUTCOME):
+            return StoreUnavailable(f"{story}: the outcome is unknown, repeat the same call")
+        case asyncpg.PostgresError():
+            return error  # a mistake of ours: let it be seen as what it is
+        case _:
+            return StoreUnavailable(f"{story}: no answer, the outcome is unknown, repeat the same call")
