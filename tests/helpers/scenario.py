@@ -358,6 +358,7 @@ class RawClient:
         chain: tuple[str, ...] = (),
         sender: int = 0,
         sender_epoch: int = 0,
+        priority: int = 0,
         **arguments: Any,
     ) -> None:
         """Let a call arrive at the host: now, whatever the network would do."""
@@ -380,6 +381,7 @@ class RawClient:
             chain,
             sender,
             sender_epoch,
+            priority,
         )
         self._inside(host, lambda: host.received(self, [message]))
 
