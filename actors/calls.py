@@ -21,6 +21,14 @@ class Mode(enum.IntEnum):
     """Answered once it is durably accepted; carries no result, and no refusal of the entity."""
 
 
+class Priority(enum.IntEnum):
+    """How soon a host runs a command that waits beside others of other entities. Sent as its number."""
+
+    NORMAL = 0
+    INTERACTIVE = 1
+    BACKGROUND = 2
+
+
 class Status(enum.IntEnum):
     """How a command ended. Stored and sent as its number."""
 
@@ -65,6 +73,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """At a full queue: `Overloaded` at once, where the default waits until the deadline."""
     chain: tuple[str, ...] = ()
     """The entities (`kind/id`) that wait for this request, outermost first: asks made inside handlers."""
+    priority: Priority = Priority.NORMAL
 
 
 class Caller(Protocol):

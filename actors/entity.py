@@ -33,9 +33,11 @@ class Entity:
     Class arguments: `kind` names it in the store and on the wire (default: the class's name; set it before you rename
     the class), `durable=False` keeps it in memory only, `requires={"GPU": 1}` says what a node must have to run it: Ray
     resources and labels, added to those of its base classes and of the `App`. Since all kinds of an app share its
-    hosts, a node that lacks what one kind requires gets no host at all. Un-annotated, `ClassVar` and `_underscore`
-    names are not state; the latter are yours for what may be lost at any time (caches, clients). Raises `TypeError` or
-    `ValueError` for what cannot work.
+    hosts, a node that lacks what one kind requires gets no host at all. `turns_max=8` lets at most eight `async`
+    handlers of the class wait at the same time on each host (not those of its subclasses).
+
+    Un-annotated, `ClassVar` and `_underscore` names are not state; the latter are yours for what may be lost at any
+    time (caches, clients). Raises `TypeError` or `ValueError` for what cannot work.
     """
 
     __slots__ = ("_atoll_stage",)
@@ -48,6 +50,7 @@ class Entity:
         kind: str | None = None,
         durable: bool | None = None,
         requires: Requirements | None = None,
+        turns_max: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init_subclass__(**kwargs)
@@ -64,6 +67,7 @@ class Entity:
             durable=durable,
             event_sourced=issubclass(cls, EventSourced),
             requires=merged([own, *(base.requires for base in above)], cls.__name__),
+            turns_max=turns_max,
         )
         setattr(cls, KIND_ATTRIBUTE, compiled)
 
@@ -116,9 +120,10 @@ class EventSourced(Entity):
         kind: str | None = None,
         durable: bool | None = None,
         requires: Requirements | None = None,
+        turns_max: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init_subclass__(kind=kind, durable=durable, requires=requires, **kwargs)
+        super().__init_subclass__(kind=kind, durable=durable, requires=requires, turns_max=turns_max, **kwargs)
         cls._atoll_fields = vars(cls)[KIND_ATTRIBUTE].field_names
 
     def emit(self, event: object) -> None:

@@ -79,6 +79,7 @@ class EntityKind:
         "name",
         "requires",
         "state_versions",
+        "turns_max",
     )
 
     def __init__(
@@ -90,8 +91,9 @@ class EntityKind:
         durable: bool,
         event_sourced: bool,
         requires: Requirements,
+        turns_max: int | None = None,
     ) -> None:
-        """`above`: the base classes that are Atoll's own. Raises `TypeError` naming class and member."""
+        """`above`: the base classes that are Atoll's own. Raises `TypeError` or `ValueError`, naming the class."""
         if not KIND_PATTERN.fullmatch(name):
             raise TypeError(f"{cls.__name__}: {name!r} cannot name a kind; it must match {KIND_PATTERN.pattern}")
         if event_sourced and not durable:
@@ -101,6 +103,9 @@ class EntityKind:
         self.durable = durable
         self.event_sourced = event_sourced
         self.requires = requires
+        if turns_max is not None and (not isinstance(turns_max, int) or isinstance(turns_max, bool) or turns_max < 1):
+            raise ValueError(f"{cls.__name__}: turns_max is a number of turns from 1 on, not {turns_max!r}")
+        self.turns_max = turns_max
         members = _members(cls, above)
         _check_names(cls, members, event_sourced=event_sourced)
         self.has_on_activate, self.has_on_passivate = (_overrides_hook(cls, members, hook) for hook in HOOKS)

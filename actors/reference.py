@@ -15,8 +15,9 @@ from weakref import WeakValueDictionary, ref
 
 import msgspec
 
-from .calls import Caller, Mode, Request
+from .calls import Caller, Mode, Priority, Request
 from .errors import InvalidCommand, Unavailable
+from .handlers import PriorityName
 from .ids import checked_command_id, checked_entity_id
 from .kind import EntityKind, Handler, newest_kind
 from .stored import StoredMessage
@@ -160,22 +161,28 @@ class BoundQuery(msgspec.Struct, eq=False):
     _command_id: str = ""
     _timeout_s: float | None = None
     _fail_fast: bool = False
+    _priority: Priority = Priority.NORMAL
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         handler = self._handler
         caller = self._caller or bound_caller(self._app)
         return handler.decode_reply(await caller.call(self._request(Mode.ASK, args, kwargs)))
 
-    def using(self, *, timeout: float | None = None, fail_fast: bool | None = None) -> BoundQuery:
-        return self._with("", timeout, fail_fast)
+    def using(
+        self, *, timeout: float | None = None, fail_fast: bool | None = None, priority: PriorityName | None = None
+    ) -> BoundQuery:
+        return self._with("", timeout, fail_fast, priority)
 
-    def _with(self, command_id: str, timeout_s: float | None, fail_fast: bool | None) -> BoundQuery:
+    def _with(
+        self, command_id: str, timeout_s: float | None, fail_fast: bool | None, priority: PriorityName | None
+    ) -> BoundQuery:
         if timeout_s is not None and not (_is_number(timeout_s) and 0 < timeout_s < math.inf):
             raise InvalidCommand(f"timeout is a number of seconds above 0, not {timeout_s!r}")
         other = type(self)(self._app, self._kind_name, self._id, self._handler, self._caller)
         other._command_id = command_id or self._command_id  # noqa: SLF001 - of this very class
         other._timeout_s = self._timeout_s if timeout_s is None else float(timeout_s)  # noqa: SLF001
         other._fail_fast = self._fail_fast if fail_fast is None else bool(fail_fast)  # noqa: SLF001
+        other._priority = self._priority if priority is None else _priority(priority)  # noqa: SLF001
         return other
 
     def _request(self, mode: Mode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Request:
@@ -190,6 +197,8 @@ class BoundQuery(msgspec.Struct, eq=False):
             self._command_id,
             self._timeout_s,
             self._fail_fast,
+            (),
+            self._priority,
         )
 
     def __repr__(self) -> str:
@@ -207,10 +216,15 @@ class BoundCommand(BoundQuery):
         await caller.call(self._request(Mode.TELL, args, kwargs))
 
     def using(
-        self, *, command_id: str | None = None, timeout: float | None = None, fail_fast: bool | None = None
+        self,
+        *,
+        command_id: str | None = None,
+        timeout: float | None = None,
+        fail_fast: bool | None = None,
+        priority: PriorityName | None = None,
     ) -> BoundCommand:
         checked = "" if command_id is None else checked_command_id(command_id)
-        other = self._with(checked, timeout, fail_fast)
+        other = self._with(checked, timeout, fail_fast, priority)
         assert isinstance(other, BoundCommand)
         return other
 
@@ -219,10 +233,20 @@ class BoundCommand(BoundQuery):
         fit, `ValueError` for another app, `TypeError` for options that a message has not."""
         if self._app != app_name:
             raise ValueError(f"{self!r} is of another app; an entity of {app_name!r} sends within its app only")
-        if self._command_id or self._timeout_s is not None or self._fail_fast:
+        if self._command_id or self._timeout_s is not None or self._fail_fast or self._priority:
             raise TypeError(f"{self!r} has options, and a message takes none: it has no caller, ID or deadline")
         handler = self._handler
         return StoredMessage(self._kind_name, self._id, handler.name, handler.encode_arguments(args, kwargs))
+
+
+def _priority(name: str) -> Priority:
+    try:
+        return _PRIORITIES[name]
+    except (KeyError, TypeError):
+        raise InvalidCommand(f"priority is one of {', '.join(_PRIORITIES)}, not {name!r}") from None
+
+
+_PRIORITIES = {priority.name.lower(): priority for priority in Priority}
 
 
 def _is_number(value: object) -> bool:

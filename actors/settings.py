@@ -82,6 +82,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     one costs a task of some 5 KB; too few, and handlers that ask each other would use up what they wait for."""
     turns_in_a_row_max: int = 64
     """Turns one entity may run before the others get the loop again."""
+    turns_in_a_row_s: float = 0.005
+    """The same in time: handlers that take a millisecond each give way after a few."""
     snapshot_every: int = 100
     """Events after which an event-sourced entity's record carries its whole state: bounds activation."""
     passivate_idle_s: float = 600.0

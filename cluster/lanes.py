@@ -367,6 +367,7 @@ class CommandLane(Lane[OutgoingCommand]):
             max(0, int((out.deadline - now) * 1000)),
             request.command_id,
             request.chain,
+            priority=request.priority,
         )
 
 

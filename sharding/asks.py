@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import msgspec
 
-from ..actors.calls import Caller, Request
+from ..actors.calls import Caller, Priority, Request
 from ..actors.errors import DeadlineExceeded
 from ..actors.world import World
 from .commit import CommitPath
-from .resident import Pending, Resident
+from .resident import LANES, Pending, Resident
 
 
 def root_of(pending: Pending) -> str:
@@ -26,6 +26,11 @@ def root_of(pending: Pending) -> str:
     if not pending.client:  # it was a timer's, and a dead letter since
         return f"entry/{call.shard}.{pending.entry}"
     return f"{pending.client}.{call.shard}.{call.number}"
+
+
+def _priority_of(pending: Pending) -> Priority:
+    number = pending.call.priority
+    return Priority(number) if number in LANES else Priority.NORMAL
 
 
 class HandlerAsks:
@@ -50,4 +55,5 @@ class HandlerAsks:
         timeout_s = left_s if request.timeout_s is None else min(left_s, request.timeout_s)
         if timeout_s <= 0:
             raise DeadlineExceeded(f"{request.kind}/{request.id} was not asked: the asker's own deadline has passed")
-        return await self._asker.call(msgspec.structs.replace(request, timeout_s=timeout_s))
+        priority = request.priority or _priority_of(self._pending)
+        return await self._asker.call(msgspec.structs.replace(request, timeout_s=timeout_s, priority=priority))

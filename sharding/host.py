@@ -44,7 +44,7 @@ from .ownership import Ownership
 from .paging import Paging
 from .passivation import IdleList
 from .performer import TurnPerformer
-from .resident import Resident
+from .resident import NORMAL_LANE, Resident
 from .retries import until_done
 from .shard import OwnedShard
 from .staging import Staging
@@ -289,6 +289,7 @@ class Host:
 
     def _idle(self, resident: Resident) -> None:
         resident.scheduled = False
+        resident.lane = NORMAL_LANE
         self._idle_list.used(resident, self._world.monotonic())
 
     def _hold_turns(self, held: bool) -> None:

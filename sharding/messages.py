@@ -49,6 +49,8 @@ class Call(msgspec.Struct, array_like=True, tag=1, gc=False):
     and `floor` and `prev` count within the stream from that shard to this one. It has no deadline."""
     sender_epoch: Natural = 0
     """The epoch at which that shard is owned by whoever sends: a former owner's copies are dropped."""
+    priority: Natural = 0
+    """A `Priority`; an unknown one counts as normal."""
 
 
 class Answer(msgspec.Struct, array_like=True, tag=2, gc=False):

@@ -112,12 +112,13 @@ class TurnPerformer:
 
     def drain(self, resident: Resident) -> bool:
         began = self._world.monotonic()
-        done = self._drain(resident)
+        done = self._drain(resident, began + self._settings.turns_in_a_row_s)
         resident.shard.busy_s += self._world.monotonic() - began
         return done
 
-    def _drain(self, resident: Resident) -> bool:
+    def _drain(self, resident: Resident, until: float) -> bool:
         mailbox = resident.mailbox
+        now = 0.0
         turns_left = self._settings.turns_in_a_row_max
         while True:
             if not mailbox:
@@ -139,7 +140,7 @@ class TurnPerformer:
                 return False
             if pending.call.command_id and self._must_look_up(resident, pending):
                 return False
-            if not turns_left:
+            if not turns_left or now > until:
                 self._ready(resident)
                 return True
             turns_left -= 1
@@ -197,6 +198,9 @@ class TurnPerformer:
                 else:
                     await self._slow_turn(resident, resident.activation)
                 self._accepting.turn_ended(resident)
+                if resident.kind.turns_max is not None:
+                    self._ready(resident)  # others of its kind wait for its place
+                    return
         finally:
             shard.turn_ended()
 

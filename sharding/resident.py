@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from ..actors.calls import Priority
 from ..persistence.overlay import EntityKey
 
 if TYPE_CHECKING:
@@ -93,12 +94,19 @@ class Backlog:
         return not (self.more or self.parked or self.behind)
 
 
+LANES: dict[int, int] = {Priority.INTERACTIVE: 0, Priority.NORMAL: 1, Priority.BACKGROUND: 2}
+"""By number, the best first (ready.py)."""
+NORMAL_LANE = LANES[Priority.NORMAL]
+
+
 class Resident:
     __slots__ = (
         "activation",
         "backlog",
+        "in_lane",
         "key",
         "kind",
+        "lane",
         "leaving",
         "mailbox",
         "running",
@@ -122,6 +130,10 @@ class Resident:
         """In a turn that waits."""
         self.tells_wait = False
         """Some could not be accepted yet, behind an earlier command of their sender."""
+        self.lane = NORMAL_LANE
+        """The best one of what came since its mailbox was empty: who waits behind others lends them its priority."""
+        self.in_lane: int | None = None
+        """Where it waits for the scheduler."""
         self.scheduled = False
         """READY or RUNNING: the scheduler will come back to it by itself."""
         self.ticket = 0
@@ -193,6 +205,9 @@ class Resident:
     def put(self, pending: Pending) -> None:
         """At the end of what waits."""
         backlog = self.backlog
+        lane = LANES.get(pending.call.priority, NORMAL_LANE)
+        if lane < self.lane or not (self.scheduled or self.mailbox):
+            self.lane = lane
         if backlog is None or not backlog.more:
             if not self.mailbox:
                 self.shard.loaded[self] = None

@@ -7,6 +7,9 @@ runner goes through all of them; when one suspends, the next runner takes over w
     ready --(plain)-----> run in the pump, several turns of one entity in a row
       ^   `-(must wait)-> waiting --> an idle runner --> runs, and the plain ones behind it
       `------ quota of turns used ------'
+
+Which of the ready ones is next, ready.py says. A kind may bound how many of its turns wait at once (`turns_max`), so
+that those that call something slow outside leave the runners to the others.
 """
 
 from __future__ import annotations
@@ -16,11 +19,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from ..actors.kind import EntityKind
 from ..actors.world import World
+from .ready import ReadyQueue
 from .resident import Resident
 
 PUMP_RESIDENTS = 64
-"""Entities served before the loop may look at its sockets again."""
+"""Entities served before the loop may look at its sockets again; or fewer:"""
+PUMP_S = 0.005
+"""After so long it looks again, and nobody waits longer for what is to come in: priorities are for what is known."""
 
 
 class Performer(Protocol):
@@ -49,8 +56,11 @@ class Turns:
         self._broken = broken
         self._quiet = quiet
         self._runners_max = runners_max
-        self._ready: deque[Resident] = deque()
+        self._ready = ReadyQueue()
         self._waiting: deque[Resident] = deque()
+        self._taken: dict[EntityKind, int] = {}
+        """Of kinds with a limit: turns that may wait, now."""
+        self._aside: dict[EntityKind, deque[Resident]] = {}
         self._idle: list[asyncio.Future[None]] = []
         self._runners = 0
         self._pump_due = False
@@ -65,6 +75,7 @@ class Turns:
         self._stopped = True
         self._ready.clear()
         self._waiting.clear()
+        self._aside.clear()
         for rest in self._idle:
             rest.set_result(None)
         self._idle.clear()
@@ -79,13 +90,15 @@ class Turns:
         """It has a command to run. Called once per scheduling (`resident.scheduled`)."""
         if self._stopped:
             return
-        self._ready.append(resident)
+        self._ready.push(resident)
         self.nudge()
 
     def schedule(self, resident: Resident) -> None:
         """It has something to run: see to it, unless that is done already."""
         if not resident.scheduled:
             resident.scheduled = True
+            self.ready(resident)
+        elif resident.in_lane is not None and resident.lane < resident.in_lane:
             self.ready(resident)
 
     def nudge(self) -> None:
@@ -99,11 +112,16 @@ class Turns:
         if self.held:
             return
         ready = self._ready
+        until = self._world.monotonic() + PUMP_S
         try:
             for _ in range(min(len(ready), PUMP_RESIDENTS)):
-                resident = ready.popleft()
+                resident = ready.pop()
+                if resident is None:
+                    break
                 if not self._performer.drain(resident):
                     self._waiting.append(resident)
+                if self._world.monotonic() > until:
+                    break
         except Exception as error:  # noqa: BLE001 - handlers' errors end in results: this one is a bug of ours
             self._broken(error)
             return
@@ -136,15 +154,45 @@ class Turns:
             self._handover_due = True
             self._loop.call_soon(self._hand_over)
 
+    # ---- bulkheads -------------------------------------------------------------------------------------------------
+
+    def _next_waiting(self) -> Resident | None:
+        """Who goes into a turn that may wait; those of a kind that has all its places taken stand aside."""
+        while self._waiting:
+            resident = self._waiting.popleft()
+            limit = resident.kind.turns_max
+            if limit is None:
+                return resident
+            taken = self._taken.get(resident.kind, 0)
+            if taken < limit or _is_waited_for(resident):
+                self._taken[resident.kind] = taken + 1
+                return resident
+            self._aside.setdefault(resident.kind, deque()).append(resident)
+        return None
+
+    def _place_free(self, kind: EntityKind) -> None:
+        self._taken[kind] -= 1
+        aside = self._aside.get(kind)
+        if aside and self._taken[kind] < (kind.turns_max or 0):
+            self._waiting.append(aside.popleft())
+
     async def _runner(self) -> None:
         while not self._stopped:
-            while self._waiting and not self.held:
+            while not self.held and (resident := self._next_waiting()) is not None:
                 try:
-                    await self._performer.perform(self._waiting.popleft())
+                    await self._performer.perform(resident)
                 except Exception as error:  # noqa: BLE001 - as in the pump
                     self._broken(error)
                     return
+                if resident.kind.turns_max is not None:
+                    self._place_free(resident.kind)
             if not self._stopped:
                 rest: asyncio.Future[None] = self._loop.create_future()
                 self._idle.append(rest)
                 await rest
+
+
+def _is_waited_for(resident: Resident) -> bool:
+    """One of its kind that has a place waits for its next command: the two must not wait for each other."""
+    mailbox = resident.mailbox
+    return bool(mailbox) and any(each.partition("/")[0] == resident.kind.name for each in mailbox[0].call.chain)

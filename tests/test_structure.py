@@ -96,6 +96,7 @@ DECISIONS = (
     "sharding.hashing",
     "sharding.messages",
     "sharding.passivation",
+    "sharding.ready",
     "sharding.table",
     "sharding.window",
     "cluster.handshake",

@@ -366,6 +366,7 @@ class RawClient:
         chain: tuple[str, ...] = (),
         sender: int = 0,
         sender_epoch: int = 0,
+        priority: int = 0,
         **arguments: Any,
     ) -> None:
         """Let a call arrive at the host: now, whatever the network would do."""
@@ -388,6 +389,7 @@ class RawClient:
             chain,
             sender,
             sender_epoch,
+            priority,
         )
         self._inside(host, lambda: host.received(self, [message]))
 

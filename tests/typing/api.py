@@ -141,6 +141,7 @@ async def calls(cluster: Cluster) -> None:
     assert_type(await alice.deposit.using(command_id=atoll.new_command_id(), timeout=2.0)(10), int)
     assert_type(await alice.deposit.using(fail_fast=True).tell(10), None)
     assert_type(await alice.owned_by.using(timeout=1)("bob"), bool)
+    assert_type(await alice.deposit.using(priority="background")(10), int)
 
     # arguments are checked
     await alice.deposit("ten")  # type: ignore[arg-type]
@@ -150,6 +151,7 @@ async def calls(cluster: Cluster) -> None:
     await alice.deposit.tell("ten")  # type: ignore[arg-type]
     await alice.deposit.using(command_id="x")("ten")  # type: ignore[arg-type]
     await alice.deposit.using(retries=3)(10)  # type: ignore[call-arg]
+    await alice.deposit.using(priority="urgent")(10)  # type: ignore[arg-type]
 
     # a query cannot be told, and needs no command ID
     await alice.current.tell()  # type: ignore[attr-defined]

@@ -38,5 +38,5 @@ def test_a_frame_is_a_length_and_an_array_of_tagged_messages() -> None:
     first, second = msgpack.unpackb(frame[4:])
     assert first[:10] == [1, 1, 2, 3, 0, 1, 0, "Account", "ä", "deposit"]
     assert msgpack.unpackb(first[10]) == {"amount": 5}
-    assert first[11:] == [10_000, "", [], 0, 0]
+    assert first[11:] == [10_000, "", [], 0, 0, 0]
     assert second == [2, 1, 2, 0, b"\x05", 0, 0]
