@@ -57,8 +57,8 @@ class Command(Generic[P, R]):
         """The same command, sent with other options.
 
         `command_id`: idempotency key, so that a repeat of it returns the recorded reply; `timeout`: seconds until its
-        deadline; `fail_fast`: at a full queue raise `Overloaded` at once instead of waiting; `priority`: of 21 turns at a
-        busy host 16 are for interactive, 4 for normal and 1 for background commands. What a handler asks has the
+        deadline; `fail_fast`: at a full queue raise `Overloaded` at once instead of waiting; `priority`: of 21 turns at
+        a busy host 16 are for interactive, 4 for normal and 1 for background commands. What a handler asks has the
         priority of the command that it runs. Commands to one entity run in the order in which they arrive all the same.
         """
         _refuse_call(self.__qualname__)
