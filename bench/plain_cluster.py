@@ -1,4 +1,4 @@
-"""A cluster of plain processes on this machine, without Ray: N hosts over one SQLite folder, and a coordinator.
+"""A cluster of plain processes on this machine, without Ray: N hosts over one store, and a coordinator.
 
     async with plain_cluster("counters:app", "bench", folder, hosts=2) as cluster:
         async with cluster.connect() as client:
@@ -63,11 +63,18 @@ class PlainCluster:
     """Made by `plain_cluster`."""
 
     def __init__(
-        self, app: str, app_name: str, app_dir: Path | None, folder: Path, settings: Settings, asked: Mapping[str, Any]
+        self,
+        app: str,
+        app_name: str,
+        app_dir: Path | None,
+        folder: Path,
+        settings: Settings,
+        asked: Mapping[str, Any],
+        store: str | None,
     ) -> None:
         self.app_name = app_name
         self.folder = folder
-        self.store_url = f"sqlite:{folder / 'store'}"
+        self.store_url = store or f"sqlite:{folder / 'store'}"
         self.token_file = folder / "token"
         self.token: Token = make_token_file(self.token_file, os.urandom(32))
         self.settings = settings
@@ -179,15 +186,17 @@ async def plain_cluster(
     app_dir: Path | None = None,
     hosts: int = 1,
     settings: Mapping[str, Any] | None = None,
+    store: str | None = None,
 ) -> AsyncIterator[PlainCluster]:
     """Run `app` (`module:app`, found in `app_dir`), which calls itself `app_name`, on so many host processes.
 
-    `folder` must be empty or new. `settings`: those that differ from the defaults, by name.
+    `folder` must be empty or new. `settings`: those that differ from the defaults, by name. `store`: its URL; without
+    one, SQLite in the folder.
     """
     asked = dict(settings or {})
     resolved = msgspec.convert(asked, Settings)
     folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - once, before anything runs
-    cluster = PlainCluster(app, app_name, app_dir, folder, resolved, asked)
+    cluster = PlainCluster(app, app_name, app_dir, folder, resolved, asked, store)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(cluster.store.close)
         await cluster.store.open(app_name, resolved.shards)

@@ -39,7 +39,6 @@ OWNER, RUNTIME = "atoll_owner", "atoll_runtime"
 _OPTIONS = tuple(
     part
     for option in (
-        "listen_addresses=127.0.0.1",
         "unix_socket_directories=",
         "max_connections=300",
         "shared_buffers=64MB",
@@ -52,8 +51,9 @@ SQL = Path(__file__).parent / "postgresql"
 class PostgresServer:
     """A running server. `kill` and `restart` are for tests of what happens to those who use it."""
 
-    def __init__(self, folder: Path, binaries: Path, data: Path | None = None) -> None:
+    def __init__(self, folder: Path, binaries: Path, data: Path | None = None, also_at: str | None = None) -> None:
         self.folder = folder
+        self._also_at = also_at
         self.port = _free_port()
         self._binaries = binaries
         self.data = data or folder / "data"
@@ -61,12 +61,13 @@ class PostgresServer:
 
     @classmethod
     @contextlib.contextmanager
-    def start(cls) -> Iterator[Self]:
-        """A new server, with the roles of postgresql/roles.sql, in a temporary folder."""
+    def start(cls, also_at: str | None = None) -> Iterator[Self]:
+        """A new server, with the roles of postgresql/roles.sql, in a temporary folder. `also_at`: another address of
+        this machine that it listens on, for anybody of that network (/24)."""
         with tempfile.TemporaryDirectory(prefix="atoll-postgres-") as made:
             folder = Path(made)
             folder.chmod(0o755)
-            server = cls(folder, _binaries(folder))
+            server = cls(folder, _binaries(folder), also_at=also_at)
             server.initialize()
             with server:
                 server.run(SQL / "roles.sql")
@@ -77,6 +78,9 @@ class PostgresServer:
         if os.geteuid() == 0:
             os.chown(self.data, NOBODY, NOBODY)
         self.tool("initdb", "-D", str(self.data), "-U", ADMIN, "-A", "trust", "-E", "UTF8", "--locale=C")
+        if self._also_at is not None:
+            with (self.data / "pg_hba.conf").open("a") as access:
+                access.write(f"host all all {self._also_at}/24 trust\n")
 
     def __enter__(self) -> Self:
         self.restart()
@@ -95,9 +99,13 @@ class PostgresServer:
     # ---- its life ------------------------------------------------------------------------------------------------
     def restart(self) -> None:
         """Run it (again) on its data and port, and return when it lets somebody in."""
+        addresses = ",".join(filter(None, ("127.0.0.1", self._also_at)))
         with (self.folder / f"{self.data.name}.log").open("ab") as log:
             self._process = subprocess.Popen(
-                [str(self._binaries / "postgres"), "-D", str(self.data), "-p", str(self.port), *_OPTIONS],
+                [
+                    *(str(self._binaries / "postgres"), "-D", str(self.data), "-p", str(self.port)),
+                    *("-c", f"listen_addresses={addresses}", *_OPTIONS),
+                ],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,  # an interrupt at the terminal is ours to pass on
@@ -160,7 +168,7 @@ class PostgresServer:
         return f"postgresql://{OWNER}@127.0.0.1:{self.port}/{database}"
 
     def url(self, database: str) -> str:
-        return f"postgresql://{RUNTIME}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://{RUNTIME}@{self._also_at or '127.0.0.1'}:{self.port}/{database}"
 
     def tool(self, name: str, *args: str) -> None:
         """One of PostgreSQL's own programs, to its end. Raises `RuntimeError` with what it said."""

@@ -1,4 +1,5 @@
-"""A network that is cut between two hosts, each with a client on its side, over one store that both reach."""
+"""A network that is cut between two hosts, each with a client on its side: over a store that both reach, and one that
+lies on one side."""
 
 from __future__ import annotations
 
@@ -15,9 +16,11 @@ from ledger import History, Journal, List, Operation
 from luck import Luck
 from namespaces import CutOff, namespace
 from plain_cluster import PlainCluster, plain_cluster
+from postgres_server import PostgresServer
 from steady_client import Spec
 from steady_load import SteadyClient, failures
 
+from atoll.persistence.postgres_migrate import migrate
 from atoll.persistence.spi import HostState, ShardRow, ShardState
 
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
@@ -32,6 +35,15 @@ def network() -> Iterator[CutOff]:
         if cut_off is None:
             pytest.skip("this machine allows no network namespaces")
         yield cut_off
+
+
+@pytest.fixture
+def store(network: CutOff) -> Iterator[str]:
+    """The URL of a database on this side of the network, which the other side reaches too."""
+    with PostgresServer.start(also_at=network.here) as server:
+        server.create_database("ledger")
+        asyncio.run(migrate(server.owner_url("ledger")))
+        yield server.url("ledger")
 
 
 @contextlib.asynccontextmanager
@@ -111,6 +123,43 @@ async def test_a_host_that_is_cut_off_from_all_but_the_store_and_its_own_client(
         network.heal()
         files = [tmp_path / "ours.json", tmp_path / "theirs.json"]
         await asyncio.gather(ours.tell(more=200), theirs.tell(more=200))
+        await asyncio.gather(ours.tell(end=str(files[0])), theirs.tell(end=str(files[1])))
+        await judge(cluster, files)
+
+
+@pytest.mark.timeout(240)
+async def test_a_host_that_is_cut_off_from_its_store_stops_answering_and_is_succeeded(
+    network: CutOff, store: str, tmp_path: Path
+) -> None:
+    """S14, PR15, PR18: on PostgreSQL, which the cut host does not reach either. It commits nothing, and with its lease its
+    reads end, while the other host takes its shards over. After the heal it finds itself fenced, and ends: one owner, and
+    a history in which nothing is lost, doubled, reordered or stale."""
+    async with contextlib.AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(
+            plain_cluster("ledger:app", "ledger", tmp_path, app_dir=HELPERS, hosts=0, store=store)
+        )
+        near, far = await cluster.start_host(network.here), await cluster.start_host(network.there, network.within)
+        await both_serve(cluster)
+        ours = await stack.enter_async_context(client("T", near.address, cluster, tmp_path, ()))
+        theirs = await stack.enter_async_context(client("R", far.address, cluster, tmp_path, network.within))
+        await asyncio.gather(ours.tell(begin="r"), theirs.tell(begin="r"))
+        await asyncio.gather(ours.tell(more=200), theirs.tell(more=200))
+
+        network.cut()
+        assert not await is_reachable(far.address), "the cut did not bite"
+        async with asyncio.timeout(PATIENCE_S):
+            while {row.owner for row in await cluster.store.shards()} != {near.incarnation}:
+                await ours.tell(more=10)
+        answered = asyncio.ensure_future(theirs.tell(more=1))
+        await ours.tell(more=200)
+        done, _ = await asyncio.wait({answered}, timeout=2.0)
+        assert not done, "a host that is cut off from its store answers on"
+
+        network.heal()
+        async with asyncio.timeout(PATIENCE_S):
+            assert await far.process.wait() != 0
+        files = [tmp_path / "ours.json", tmp_path / "theirs.json"]
+        await asyncio.gather(ours.tell(more=200), theirs.tell(more=200), answered)
         await asyncio.gather(ours.tell(end=str(files[0])), theirs.tell(end=str(files[1])))
         await judge(cluster, files)
 
