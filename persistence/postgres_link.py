@@ -106,10 +106,10 @@ class Link:
         except (AtollError, ValueError):
             raise  # our own word on an answer: the connection is as it was
         except NO_ANSWER as error:
-            connection.terminate()
+            _throw_away(connection)
             raise store_error(error, self.place) from error
         except BaseException:
-            connection.terminate()
+            _throw_away(connection)
             raise
         finally:
             await pool.release(connection)
@@ -168,6 +168,12 @@ class Link:
                     pool.terminate()
             elif not loop.is_closed():
                 loop.call_soon_threadsafe(pool.terminate)
+
+
+def _throw_away(connection: Connection) -> None:
+    """Not to be used again. One that the server has closed already is back in its pool, and gone there."""
+    with contextlib.suppress(asyncpg.InterfaceError):
+        connection.terminate()
 
 
 async def _nothing_to_reset(connection: asyncpg.Connection[asyncpg.Record]) -> None:
