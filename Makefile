@@ -2,6 +2,7 @@
 #
 #   make test     the tests, but those that take minutes       make soak    those
 #   make run      the main job: a year of flights, one node killed in the middle    (ARGS="--flights 20000 --no-kill")
+#                 the same on a PostgreSQL server of its own: make run STORE=postgresql
 #   make bench    measures, and prints each figure beside its bound                 (ARGS="--quick --json FILE")
 #   make chaos    faults on a real Ray cluster under load, the history checked      (ARGS="--minutes 1 --json FILE")
 #   make check    style and types                              make wheel   build the wheel, try it in an empty environment
@@ -11,6 +12,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   ?= .venv
 ARGS   ?=
+STORE  ?=
 BIN    := $(abspath $(VENV))/bin
 READY  := $(VENV)/.ready
 WHEEL  := build/wheel
@@ -23,7 +25,7 @@ export MYPYPATH := $(abspath .types):$(abspath deploy):$(abspath examples):$(abs
 .PHONY: help test soak check bench run chaos wheel clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,9p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,10p'
 
 $(READY): pyproject.toml
 	@echo "== preparing $(VENV) with $(PYTHON), for the first time or because pyproject.toml changed"
@@ -52,7 +54,7 @@ bench: $(READY)
 	$(BIN)/python bench/run.py $(ARGS)
 
 run: $(READY)
-	$(BIN)/python examples/flights.py $(ARGS)
+	$(BIN)/python examples/flights.py $(if $(STORE),--store $(STORE)) $(ARGS)
 
 chaos: $(READY)
 	$(BIN)/python deploy/chaos.py $(ARGS)

@@ -73,10 +73,13 @@ class PostgresServer:
                 server.run(SQL / "roles.sql")
                 yield server
 
-    def initialize(self) -> None:
+    def make_data_folder(self) -> None:
         self.data.mkdir(mode=0o700)
         if os.geteuid() == 0:
             os.chown(self.data, NOBODY, NOBODY)
+
+    def initialize(self) -> None:
+        self.make_data_folder()
         self.tool("initdb", "-D", str(self.data), "-U", ADMIN, "-A", "trust", "-E", "UTF8", "--locale=C")
         if self._also_at is not None:
             with (self.data / "pg_hba.conf").open("a") as access:
@@ -95,6 +98,15 @@ class PostgresServer:
                 self._process.wait(STOP_TIMEOUT_S)
             except subprocess.TimeoutExpired:
                 self.kill()
+
+    @contextlib.contextmanager
+    def standby(self) -> Iterator[Self]:
+        """Another server that follows this one, asynchronously, and takes no writes until it is promoted."""
+        follower = type(self)(self.folder, self._binaries, self.folder / "standby")
+        follower.make_data_folder()
+        self.tool("pg_basebackup", "-R", "-c", "fast", "-D", str(follower.data), "-d", self.admin_url())
+        with follower:
+            yield follower
 
     # ---- its life ------------------------------------------------------------------------------------------------
     def restart(self) -> None:

@@ -2,6 +2,7 @@
 
     python examples/flights.py                          (or: make run)
     python examples/flights.py --flights 20000 --no-kill --json result.json
+    python examples/flights.py --store postgresql       (or: make run STORE=postgresql)
 
 It starts three Ray nodes on this machine with the ordinary `ray start`, starts the app on them with `atoll start`,
 connects over TCP to hosts that it will not kill, and sends each of the 336,776 flights that left New York in 2013 as a
@@ -22,7 +23,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -193,6 +194,17 @@ def report(figures: Mapping[str, Any], comparison: Comparison) -> None:
         console.print("[green]every aircraft and every airport agrees with the table[/green]")
 
 
+@contextlib.contextmanager
+def own_postgres(nodes: RayNodes, environment: Mapping[str, str]) -> Iterator[str]:
+    """The URL of a store on a PostgreSQL server of its own."""
+    from postgres_server import PostgresServer  # noqa: PLC0415 - a development dependency, which only this needs
+
+    with PostgresServer.start() as server:
+        server.create_database("flights")
+        _atoll(["store", "migrate", "--store", server.owner_url("flights")], nodes, environment)
+        yield server.url("flights")
+
+
 def run_job(count: int | None, *, kill: bool, store: str | None, seed: int) -> tuple[dict[str, Any], Comparison]:
     """Start everything, do the job, and leave nothing behind, however it ends."""
     luck = random.Random(seed)  # noqa: S311 - chooses whom to kill, and when
@@ -203,6 +215,9 @@ def run_job(count: int | None, *, kill: bool, store: str | None, seed: int) -> t
             cleanup.callback(_clean_up, nodes)
         token = nodes.folder / "token"
         environment = {**os.environ, "ATOLL_TOKEN_FILE": str(token), "RAY_AUTH_MODE": "disabled"}
+        if store == "postgresql":
+            with console.status("starting a PostgreSQL server"):
+                store = cleanup.enter_context(own_postgres(nodes, environment))
         with console.status("starting the app on them"):
             hosts = start_app(nodes, environment, store or f"sqlite:{nodes.folder / 'store'}")
         victim = choose_victim(nodes, hosts, luck) if kill else None
@@ -229,7 +244,10 @@ def main(
     flights: Annotated[int | None, typer.Option(min=1, help="Only the first so many of the 336,776.")] = None,
     kill: Annotated[bool, typer.Option(help="SIGKILL a node in the middle.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures to this file, too.")] = None,
-    store: Annotated[str | None, typer.Option(help="Instead of SQLite in a temporary folder; it is kept.")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="A URL, instead of SQLite in a temporary folder; `postgresql`: a server of its own."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides which node is killed, and when. Printed.")] = None,
 ) -> None:
     """Replay a year of flights through three Ray nodes, kill one in the middle, and compare with the table."""

@@ -72,6 +72,13 @@ SELECT (SELECT system_identifier FROM pg_control_system()),
 """
 
 
+_END_STALLED = """
+SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE usename = current_user AND datname = current_database() AND pid <> pg_backend_pid()
+  AND wait_event = 'ClientRead' AND xact_start IS NOT NULL AND state_change < clock_timestamp() - interval '1 second'
+"""
+
+
 async def life_of(connection: Connection | asyncpg.Connection[asyncpg.Record]) -> Life:
     """Raises `StoreUnavailable` on a standby, which takes no writes (yet)."""
     row = await connection.fetchrow(_LIFE)
@@ -101,15 +108,21 @@ class Link:
             raise store_error(error, self.place) from error
         try:
             yield connection
+        except asyncpg.LockNotAvailableError as error:
+            try:
+                await _end_stalled(connection)
+            except (asyncpg.PostgresError, *NO_ANSWER):
+                _throw_away(connection)  # whoever waits next tries again
+            raise store_error(error, self.place) from error
         except asyncpg.PostgresError as error:
             raise store_error(error, self.place) from error
         except (AtollError, ValueError):
             raise  # our own word on an answer: the connection is as it was
         except NO_ANSWER as error:
-            connection.terminate()
+            _throw_away(connection)
             raise store_error(error, self.place) from error
         except BaseException:
-            connection.terminate()
+            _throw_away(connection)
             raise
         finally:
             await pool.release(connection)
@@ -168,6 +181,20 @@ class Link:
                     pool.terminate()
             elif not loop.is_closed():
                 loop.call_soon_threadsafe(pool.terminate)
+
+
+async def _end_stalled(connection: Connection) -> None:
+    """Whoever waited for a lock in vain ends the sessions that keep theirs without a word from their client: those of a
+    process that was stopped (rule 18). The server's own limits do not count while a message is half received."""
+    ended = [row["pid"] for row in await connection.fetch(_END_STALLED)]
+    if ended:
+        log.warning("ended sessions that held locks and were silent for a second: %s", ended)
+
+
+def _throw_away(connection: Connection) -> None:
+    """Not to be used again. One that the server has closed already is back in its pool, and gone there."""
+    with contextlib.suppress(asyncpg.InterfaceError):
+        connection.terminate()
 
 
 async def _nothing_to_reset(connection: asyncpg.Connection[asyncpg.Record]) -> None:

@@ -15,111 +15,29 @@ gapless positions, and nothing that was appended after a seal.
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
-import threading
 import time
-from collections import Counter
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
+from kill_rounds import Rounds
 from luck import Luck
-from store_process import until
 
-from atoll.persistence.process import is_stopped, wal_lock_holders
-from atoll.persistence.recovery import take_over
-from atoll.persistence.spi import Assignment, HostState
-from atoll.persistence.sqlite import SQLiteStore
-
-WRITER = Path(__file__).with_name("writer.py")
-APP, SHARDS, KIND = "killed", 3, "Ledger"
+from atoll.persistence.process import wal_lock_holders
 
 
-class Writer:
-    """One writer process, and everything it ever said."""
-
-    def __init__(self, folder: Path, seed: int, *, unknown: bool) -> None:
-        args = [sys.executable, str(WRITER), str(folder), str(seed), *(["--unknown"] if unknown else [])]
-        self._process = subprocess.Popen(args, stdout=subprocess.PIPE, text=True)
-        self.pid = self._process.pid
-        self.incarnation = 0
-        self.took_ms = 0
-        self.recovered: dict[int, int] = {}
-        self.acknowledged: dict[int, dict[int, int]] = {}
-        """n -> shard -> position, of each append that returned"""
-        self.fenced = False
-        self._reader = threading.Thread(target=self._listen)
-        self._reader.start()
-
-    def _listen(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if not line.endswith("\n"):
-                break  # killed in the middle of the word: nothing was acknowledged by it
-            said: dict[str, Any] = msgspec.json.decode(line)
-            positions = {int(shard): position for shard, position in said.get("positions", {}).items()}
-            if "n" in said:
-                self.acknowledged[said["n"]] = positions
-            elif "fenced" in said:
-                self.fenced = True
-            else:
-                self.recovered, self.took_ms, self.incarnation = positions, said["took_ms"], said["incarnation"]
-
-    def await_commits(self, count: int) -> None:
-        until(
-            lambda: len(self.acknowledged) >= count or self._process.poll() is not None,
-            f"writer {self.incarnation} made {len(self.acknowledged)} commits of {count}",
-            timeout_s=30,
-        )
-        assert self._process.poll() is None, f"writer {self.incarnation} ended by itself: {self._process.returncode}"
-
-    def await_owning(self) -> None:
-        until(lambda: self.incarnation or self._process.poll() is not None, "nobody took over", timeout_s=30)
-        assert self.incarnation, f"the successor ended with {self._process.returncode}"
-
-    def signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-        if number == signal.SIGSTOP:
-            until(lambda: is_stopped(self.pid), "it did not stop")
-
-    def end(self) -> int:
-        """How it ended; everything it said is known then."""
-        code = self._process.wait(timeout=30)
-        self._reader.join()
-        assert self._process.stdout is not None
-        self._process.stdout.close()
-        return code
-
-    def bury(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self.end()
-
-
-class Run:
-    """Rounds of writers and their faults on one folder."""
+class Run(Rounds):
+    """Rounds on one folder."""
 
     def __init__(self, folder: Path, luck: Luck) -> None:
+        super().__init__(f"sqlite:{folder}", luck)
         self.folder = folder
-        self.luck = luck
-        self.writers: list[Writer] = []
-        self.bites: Counter[str] = Counter()
-
-    def start(self, *, unknown: bool) -> Writer:
-        writer = Writer(self.folder, self.luck.randrange(2**32), unknown=unknown)
-        self.writers.append(writer)
-        return writer
 
     def round(self, fault: str) -> None:
         """Start a writer, let it commit, let it meet its fault, let a successor take over and commit once."""
         victim = self.start(unknown=fault == "zombie")
         victim.await_commits(self.luck.randrange(1, 60))
-        for _ in range(self.luck.randrange(5_000)):
-            self.folder.exists()  # about a microsecond each: anywhere between two commits
+        self.pause()
         victim.signal(signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
         held = bool(wal_lock_holders(self.folder / "logs" / f"{victim.incarnation}.db"))
         successor = self.start(unknown=False)
@@ -143,66 +61,6 @@ class Run:
         successor.await_commits(1)
         successor.signal(signal.SIGKILL)
         assert successor.end() == -signal.SIGKILL
-
-    def check_recovered(self, victim: Writer, successor: Writer) -> None:
-        """The successor begins at or above everything that was acknowledged."""
-        for positions in victim.acknowledged.values():
-            for shard, position in positions.items():
-                assert successor.recovered[shard] >= position, (victim.incarnation, shard, self.luck)
-
-    def bury(self) -> None:
-        for writer in self.writers:
-            writer.bury()
-
-    async def check_everything(self) -> int:
-        """Take over as the last successor and look at all there is; how many records there are."""
-        store = SQLiteStore(self.folder)
-        await store.open(APP, SHARDS)
-        try:
-            values = await self._all_values(store)
-            for host in {writer.incarnation for writer in self.writers}:
-                seal = await store.seal(host)
-                assert all(row.n < seal for row in await store.read_log(host)), (host, self.luck)
-        finally:
-            await store.close()
-        for writer in self.writers:
-            for n, positions in writer.acknowledged.items():
-                for shard, position in positions.items():
-                    if position == 0:
-                        continue  # nothing was written there yet
-                    # The newest record of each shard by then, and all before it by gaplessness. Its author is this
-                    # writer or an earlier one: a later author would mean that an acknowledged record was replaced.
-                    author, of_n = (int(part) for part in values[shard][position].split(b".")[:2])
-                    at_most = (writer.incarnation, n)
-                    assert (author, of_n) <= at_most, (shard, position, author, of_n, at_most, self.luck)
-        return sum(map(len, values.values()))
-
-    async def _all_values(self, store: SQLiteStore) -> dict[int, dict[int, bytes]]:
-        host = await store.register_host("z:1", "node", None)
-        for row in await store.hosts():
-            if row.state is HostState.LIVE and row.incarnation != host:
-                await store.condemn(row.incarnation, row.renewals)
-        decided = [Assignment(row.shard, row.epoch, host) for row in await store.shards()]
-        assert len(await store.assign(decided)) == SHARDS
-        recovered = await take_over(store, host, [(a.shard, a.expected_epoch + 1) for a in decided])
-        assert len(recovered) == SHARDS
-        values: dict[int, dict[int, bytes]] = {}
-        for shard in recovered:
-            number, found = shard.row.shard, {}
-            commits = [(c.position, c.events) for c in await store.read_history(number)]
-            tail = [(record.position, record.events) for record in shard.tail]
-            for position, events in [*commits, *tail]:
-                (event,) = events
-                assert position not in found, ("doubled", number, position, self.luck)
-                author, n, of_shard, at, size = (int(part) for part in event.data.split(b".")[:5])
-                assert (of_shard, at, size) == (number, position, len(event.data)), ("mixed up", number, position)
-                assert event.data == f"{author}.{n}.{of_shard}.{at}.{size}.".encode().ljust(size, b"~")
-                found[position] = event.data
-            assert sorted(found) == list(range(1, len(found) + 1)), ("a hole", number, self.luck)
-            order = [tuple(int(part) for part in found[position].split(b".")[:2]) for position in sorted(found)]
-            assert order == sorted(order), ("later owners come later, and so do later batches", number, self.luck)
-            values[number] = found
-        return values
 
 
 def test_nothing_acknowledged_is_lost_when_writers_are_killed_and_frozen(tmp_path: Path) -> None:

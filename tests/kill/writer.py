@@ -1,6 +1,6 @@
 """A host reduced to its commits, to be killed: takes every shard over, then appends batches and says which are durable.
 
-    python writer.py FOLDER SEED [--unknown]        --unknown: registers without its process, so that it cannot be
+    python writer.py URL SEED [--unknown]           --unknown: registers without its process, so that it cannot be
                                                     killed by its successor and must be fenced
 
 One JSON line each on stdout: {"incarnation", "positions", "took_ms"} once it owns all, then {"n", "positions"} after each
@@ -15,16 +15,15 @@ import json
 import random
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from atoll.actors.errors import Fenced, StoreUnavailable
 from atoll.actors.stored import StoredEvent
+from atoll.persistence.open import open_store
 from atoll.persistence.process import this_process
 from atoll.persistence.records import Commit, Record, encode_batch
 from atoll.persistence.recovery import take_over
 from atoll.persistence.spi import Assignment, CheckpointEnd, HostState, ShardState, TableWrite
-from atoll.persistence.sqlite import SQLiteStore
 
 APP = "killed"
 SHARDS = 3
@@ -37,8 +36,8 @@ def value(incarnation: int, n: int, shard: int, position: int, size: int) -> byt
 
 
 class Writer:
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.store = SQLiteStore(folder)
+    def __init__(self, url: str, seed: int) -> None:
+        self.store = open_store(url)
         self.luck = random.Random(seed)
         self.incarnation = 0
         self.epochs: dict[int, int] = {}
@@ -49,13 +48,13 @@ class Writer:
 
     async def take_over(self, process: Any) -> None:
         """What coordinator and host do after a host was lost."""
-        await self.store.open(APP, SHARDS)
-        self.incarnation = await self.store.register_host("a:1", "node", process)
+        await patiently(self.store.open, APP, SHARDS)
+        self.incarnation = await patiently(self.store.register_host, "a:1", "node", process)
         began = time.monotonic()
         for host in await patiently(self.store.hosts):
             if host.incarnation != self.incarnation and host.state is HostState.LIVE:
                 await patiently(self.store.condemn, host.incarnation, host.renewals)
-        wanted = [Assignment(row.shard, row.epoch, self.incarnation) for row in await self.store.shards()]
+        wanted = [Assignment(row.shard, row.epoch, self.incarnation) for row in await patiently(self.store.shards)]
         await patiently(self.store.assign, wanted)
         claims = [(a.shard, a.expected_epoch + 1) for a in wanted]
         for shard in await patiently(take_over, self.store, self.incarnation, claims):
@@ -129,7 +128,7 @@ def say(what: dict[str, Any]) -> None:
 
 
 async def main() -> None:
-    writer = Writer(Path(sys.argv[1]), int(sys.argv[2]))
+    writer = Writer(sys.argv[1], int(sys.argv[2]))
     await writer.take_over(None if "--unknown" in sys.argv else this_process())
     await writer.write_for_ever()
 
