@@ -33,6 +33,7 @@ from .accepting import Accepting, Holdings
 from .budget import Budget
 from .commit import CommitPath
 from .gate import OutputGate
+from .guarded import guarded
 from .intake import Intake
 from .lease import Lease, keep
 from .letters import Letters
@@ -82,11 +83,13 @@ class Host:
         self.incarnation = incarnation
         self.address = address
         self.settings = settings
+        self._store_failing = False
         self.shards: dict[int, OwnedShard] = {}
         self.table = ShardTable()
         self.lease = Lease(settings.lease_s, world.monotonic)
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._store = store
+        self._lease_store = store
+        self._store = store = guarded(store, world, self._store_fails)
         self._world = world
         self._idle_list = IdleList(settings.passivate_idle_s, settings.active_entities_max)
         self._tasks: list[asyncio.Task[Any]] = []
@@ -97,7 +100,7 @@ class Host:
             world,
             self._committed,
             self._about_to_take,
-            full=self._hold_turns,
+            full=lambda _: self._steer_turns(),
         )
         self._gate = OutputGate(self.commits, self.lease)
         self._staging = Staging(self.commits, settings)
@@ -240,7 +243,7 @@ class Host:
         `renewed` must hand `lease_renewed` over to the host's loop."""
         await keep(
             self.lease,
-            self._store,
+            self._lease_store,
             self.incarnation,
             renew_s=self.settings.lease_renew_s,
             monotonic=self._world.monotonic,
@@ -292,8 +295,15 @@ class Host:
         resident.lane = NORMAL_LANE
         self._idle_list.used(resident, self._world.monotonic())
 
-    def _hold_turns(self, held: bool) -> None:
-        """The store is stuck: what would run now could only wait for it. Or it is not any more."""
+    def _store_fails(self, fails: bool) -> None:
+        self._store_failing = fails
+        self._steer_turns()
+
+    def _steer_turns(self) -> None:
+        """While the store is stuck no turn begins: what would run now could only wait for it."""
+        held = self.commits.is_full or self._store_failing
+        if held is self._turns.held:
+            return
         self._performer.held = held
         self._turns.hold(held)
         if held:
