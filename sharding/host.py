@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..actors.calls import Caller
 from ..actors.errors import Fenced
@@ -61,6 +61,19 @@ PASSIVATED_PER_LOOK_MAX = 10_000
 """So that one look never holds the loop for long; the next look goes on."""
 
 
+HOT = 5
+"""Entities and shards that a host names when it is asked for the hottest."""
+
+
+class Hot(NamedTuple):
+    """The largest first."""
+
+    entities: tuple[tuple[str, str, float], ...]
+    """(kind, ID, share of the time of all turns)"""
+    shards: tuple[tuple[int, float], ...]
+    """(shard, share of the host's time)"""
+
+
 class Host:
     """A `Receiver` of connections (cluster/server.py)."""
 
@@ -84,6 +97,7 @@ class Host:
         self.address = address
         self.settings = settings
         self._store_failing = False
+        self._hot_shards: list[tuple[float, int]] = []
         self.shards: dict[int, OwnedShard] = {}
         self.table = ShardTable()
         self.lease = Lease(settings.lease_s, world.monotonic)
@@ -383,7 +397,17 @@ class Host:
             )
             for peer in self._intake.coordinators():
                 peer.send(Load(int((now - began) * 1000), busy))
+            shares = ((busy_s - before.get(shard, 0.0)) / (now - began) for shard, busy_s in shards.items())
+            self._hot_shards = sorted(zip(shares, (shard.shard for shard in shards), strict=True), reverse=True)[:HOT]
+            self._performer.hot.fade()
             before, began = shards, now
+
+    def hot(self) -> Hot:
+        """What has kept this host busy lately. May be called from another thread."""
+        return Hot(
+            tuple((*key, share) for key, share in self._performer.hot.hottest(HOT)),
+            tuple((shard, share) for share, shard in self._hot_shards if share > 0),
+        )
 
     async def _touch_sessions(self) -> None:
         """Keep the sessions of connected clients alive; forget what the shards remember of expired ones."""

@@ -95,6 +95,7 @@ DECISIONS = (
     "sharding.coordinator",
     "sharding.gate",
     "sharding.hashing",
+    "sharding.hot",
     "sharding.messages",
     "sharding.passivation",
     "sharding.ready",
