@@ -24,6 +24,7 @@ from .actors.entity import Entity, EventSourced
 from .actors.errors import (
     AtollError,
     CallCycle,
+    CircuitOpen,
     CorruptRecord,
     DeadlineExceeded,
     Fenced,
@@ -43,6 +44,7 @@ from .actors.handlers import Command, Query, apply, command, query
 from .actors.ids import make_command_id
 from .actors.schema import field
 from .actors.settings import Settings
+from .cluster.circuit import CircuitBreaker
 from .cluster.system import SystemWorld
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ __all__ = [
     "App",
     "AtollError",
     "CallCycle",
+    "CircuitBreaker",
+    "CircuitOpen",
     "Cluster",
     "Command",
     "Context",

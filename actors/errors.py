@@ -7,6 +7,7 @@
       NotExecuted        it surely did not run, repeating it is safe
         Overloaded, DeadlineExceeded, Unavailable, CallCycle
       OutcomeUnknown     it may have run: repeat it with the same command ID
+      CircuitOpen        inside handlers: a service outside is not called now
       StoreError         inside the house
         Fenced, StoreUnavailable, IncompatibleStore, CorruptRecord
 
@@ -132,6 +133,14 @@ class CallCycle(NotExecuted):
 
 class OutcomeUnknown(AtollError):
     """The time-out passed while the command may have run. Repeat it with the same `command_id` to learn the truth."""
+
+
+class CircuitOpen(AtollError):
+    """A service outside failed lately and is not called for `retry_after_s` seconds (see `CircuitBreaker`)."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class StoreError(AtollError):

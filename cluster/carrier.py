@@ -7,9 +7,9 @@
                                               unanswered in it is sent again, in order, before anything new
 
 Owners are learned from table pushes and `Moved`; a wrong guess costs a redirect. Retries wait with jittered exponential
-backoff. A full mailbox holds its entity only (lanes.py). One carrier is one session: it speaks to each host over one
-connection. What is sent, what an answer means and when to give up is its subclasses' business: Client (client.py) and
-HostCourier (courier.py).
+backoff, and are a share of the traffic (retry_budget.py). A full mailbox holds its entity only (lanes.py). One carrier
+is one session: it speaks to each host over one connection. What is sent, what an answer means and when to give up is
+its subclasses' business: Client (client.py) and HostCourier (courier.py).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from ..sharding.table import ShardTable
 from .handshake import Refusal
 from .lanes import EntityKey, Lane, lane_key
 from .link import Access, Link
+from .retry_budget import RetryBudget
 from .wire import ANY_APP, Role, Welcome
 
 log = logging.getLogger("atoll.client")
@@ -77,6 +78,7 @@ class Carrier(ABC, Generic[L]):
         self._under_way_bytes = 0
         self._blocked: OrderedDict[L, None] = OrderedDict()
         """Lanes with a backlog that wait for room in the session's own window."""
+        self._retry_budget = RetryBudget(access.world.monotonic())
         self._closed = False
         self._refused: AtollError | None = None
         """Why no host will ever let us in (wrong token, another app, another version)."""
@@ -125,6 +127,7 @@ class Carrier(ABC, Generic[L]):
                 return
             queue.popleft()
             lane.enter(out)
+            self._retry_budget.earn()
             if not lane.held or (out.request.kind, out.request.id) not in lane.held:
                 self._send(lane, out, now, lane.newest_before(out))
 
@@ -211,7 +214,10 @@ class Carrier(ABC, Generic[L]):
 
     def _retry(self, lane: L) -> None:
         lane.retry = None
-        self._route(lane)
+        if self._retry_budget.spend(len(lane.unanswered), self._world.monotonic()):
+            self._route(lane)
+        else:
+            lane.retry = self._loop.call_later(self._pause_s(lane.retries), self._retry, lane)
 
     # ---- full mailboxes --------------------------------------------------------------------------------------------
 
@@ -231,9 +237,14 @@ class Carrier(ABC, Generic[L]):
         """Try the oldest that was bounced; with no connection, the lane does so when it has one."""
         held = lane.held[key]
         held.retry = None
-        if lane.link is not None:
+        if lane.link is None:
+            return
+        now = self._world.monotonic()
+        if self._retry_budget.spend(1, now):
             out, prev = lane.from_held(key)[0]
-            self._send(lane, out, self._world.monotonic(), prev)
+            self._send(lane, out, now, prev)
+        else:
+            held.retry = self._loop.call_later(self._pause_s(held.retries), self._retry_entity, lane, key)
 
     def _release_entity(self, lane: L, key: EntityKey) -> None:
         """The entity gave an answer: its mailbox has room again. Send what is held, in order, before anything new."""

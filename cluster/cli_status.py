@@ -125,9 +125,31 @@ def _status(found: dict[str, Any]) -> RenderableType:
         Text(f"{found['app']}{version}: {found['served']} of {found['shards']} shards served"),
         table,
         *_moves(found["moves"]),
+        *_hot(found["hosts"]),
         Text(f"connect     {found['url']}", no_wrap=True),
         Text(f"token file  {found['token_file']}", no_wrap=True),
     )
+
+
+HOT_SHARE = 0.2
+"""Of its host's time: what takes less is not worth a line."""
+
+
+def _hot(hosts: list[dict[str, Any]]) -> list[RenderableType]:
+    """Entities and shards that take much of their host."""
+    rows = []
+    for host in hosts:
+        hot = host.get("hot", {"entities": (), "shards": ()})
+        in_all = sum(share for _, share in hot["shards"])
+        rows += [(share, f"shard {shard}", host["incarnation"]) for shard, share in hot["shards"]]
+        rows += [(share * in_all, f"{kind}/{id}", host["incarnation"]) for kind, id, share in hot["entities"]]
+    rows = [row for row in rows if row[0] >= HOT_SHARE]
+    if not rows:
+        return []
+    table = _table("hot", "on host", "of its time")
+    for share, what, incarnation in sorted(rows, reverse=True):
+        table.add_row(what, str(incarnation), f"{share:.0%}")
+    return [table]
 
 
 def _moves(moves: list[dict[str, Any]]) -> list[RenderableType]:

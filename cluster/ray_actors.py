@@ -180,6 +180,7 @@ class HostActor:
             "connections": running.server.connections,
             "log_row": host.commits.n,
             "checkpoints": host.upkeep.checkpoints,
+            "hot": host.hot()._asdict(),
         }
 
     def spec(self) -> bytes:

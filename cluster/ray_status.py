@@ -60,7 +60,8 @@ def status(app_name: str) -> dict[str, Any]:
 
     Returns `app`, `version` (the one that is wanted; None when the coordinator does not answer), `shards` (in all),
     `served`, `hosts` (each with `incarnation`, `address`, `node`, `version`, `state`, and if it answers `pid`,
-    `shards`, `entities`, `lease_valid`, `connections`, `log_row`, `checkpoints`), `moves` (under way: `shard`, `from`,
+    `shards`, `entities`, `lease_valid`, `connections`, `log_row`, `checkpoints`,
+    `hot`: see `Host.hot`), `moves` (under way: `shard`, `from`,
     `to`, `why`, `since_s`), `url`, `token_file`, `coordinator` (it answers) and `problem` (what it knows to be wrong).
 
     States of a host: live; draining (it loses its shards); condemned (it answers, and owns nothing any more); no

@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..actors.calls import Caller
 from ..actors.errors import Fenced
@@ -33,6 +33,7 @@ from .accepting import Accepting, Holdings
 from .budget import Budget
 from .commit import CommitPath
 from .gate import OutputGate
+from .guarded import guarded
 from .intake import Intake
 from .lease import Lease, keep
 from .letters import Letters
@@ -60,6 +61,19 @@ PASSIVATED_PER_LOOK_MAX = 10_000
 """So that one look never holds the loop for long; the next look goes on."""
 
 
+HOT = 5
+"""Entities and shards that a host names when it is asked for the hottest."""
+
+
+class Hot(NamedTuple):
+    """The largest first."""
+
+    entities: tuple[tuple[str, str, float], ...]
+    """(kind, ID, share of the time of all turns)"""
+    shards: tuple[tuple[int, float], ...]
+    """(shard, share of the host's time)"""
+
+
 class Host:
     """A `Receiver` of connections (cluster/server.py)."""
 
@@ -82,11 +96,14 @@ class Host:
         self.incarnation = incarnation
         self.address = address
         self.settings = settings
+        self._store_failing = False
+        self._hot_shards: list[tuple[float, int]] = []
         self.shards: dict[int, OwnedShard] = {}
         self.table = ShardTable()
         self.lease = Lease(settings.lease_s, world.monotonic)
         self.ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._store = store
+        self._lease_store = store
+        self._store = store = guarded(store, world, self._store_fails)
         self._world = world
         self._idle_list = IdleList(settings.passivate_idle_s, settings.active_entities_max)
         self._tasks: list[asyncio.Task[Any]] = []
@@ -97,7 +114,7 @@ class Host:
             world,
             self._committed,
             self._about_to_take,
-            full=self._hold_turns,
+            full=lambda _: self._steer_turns(),
         )
         self._gate = OutputGate(self.commits, self.lease)
         self._staging = Staging(self.commits, settings)
@@ -240,7 +257,7 @@ class Host:
         `renewed` must hand `lease_renewed` over to the host's loop."""
         await keep(
             self.lease,
-            self._store,
+            self._lease_store,
             self.incarnation,
             renew_s=self.settings.lease_renew_s,
             monotonic=self._world.monotonic,
@@ -292,8 +309,15 @@ class Host:
         resident.lane = NORMAL_LANE
         self._idle_list.used(resident, self._world.monotonic())
 
-    def _hold_turns(self, held: bool) -> None:
-        """The store is stuck: what would run now could only wait for it. Or it is not any more."""
+    def _store_fails(self, fails: bool) -> None:
+        self._store_failing = fails
+        self._steer_turns()
+
+    def _steer_turns(self) -> None:
+        """While the store is stuck no turn begins: what would run now could only wait for it."""
+        held = self.commits.is_full or self._store_failing
+        if held is self._turns.held:
+            return
         self._performer.held = held
         self._turns.hold(held)
         if held:
@@ -373,7 +397,17 @@ class Host:
             )
             for peer in self._intake.coordinators():
                 peer.send(Load(int((now - began) * 1000), busy))
+            shares = ((busy_s - before.get(shard, 0.0)) / (now - began) for shard, busy_s in shards.items())
+            self._hot_shards = sorted(zip(shares, (shard.shard for shard in shards), strict=True), reverse=True)[:HOT]
+            self._performer.hot.fade()
             before, began = shards, now
+
+    def hot(self) -> Hot:
+        """What has kept this host busy lately. May be called from another thread."""
+        return Hot(
+            tuple((*key, share) for key, share in self._performer.hot.hottest(HOT)),
+            tuple((shard, share) for share, shard in self._hot_shards if share > 0),
+        )
 
     async def _touch_sessions(self) -> None:
         """Keep the sessions of connected clients alive; forget what the shards remember of expired ones."""

@@ -28,6 +28,7 @@ from .accepting import Accepting
 from .asks import HandlerAsks, root_of
 from .commit import CommitPath
 from .gate import OutputGate
+from .hot import HotEntities
 from .log_fields import of_command, of_entity
 from .messages import Answer, OutOfOrder
 from .owed import Owed
@@ -42,13 +43,15 @@ log = logging.getLogger("atoll.host")
 
 
 class Metered:
-    """Awaits a turn, and adds what its steps take to the shard's busy time; what it waits for is not counted."""
+    """Awaits a turn, and tells how long each of its steps took; what it waits for is not counted."""
 
-    __slots__ = ("_clock", "_shard", "_steps")
+    __slots__ = ("_clock", "_steps", "_took")
 
-    def __init__(self, turn: Coroutine[Any, Any, TurnResult], shard: OwnedShard, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, turn: Coroutine[Any, Any, TurnResult], took: Callable[[float], None], clock: Callable[[], float]
+    ) -> None:
         self._steps = turn
-        self._shard = shard
+        self._took = took
         self._clock = clock
 
     def __await__(self) -> Generator[Any, Any, TurnResult]:
@@ -61,7 +64,7 @@ class Metered:
                 result: TurnResult = over.value
                 return result
             finally:
-                self._shard.busy_s += self._clock() - began
+                self._took(self._clock() - began)
             try:
                 step = partial(self._steps.send, (yield awaited))
             except BaseException as error:  # noqa: BLE001 - a cancellation, say: it belongs inside
@@ -105,6 +108,7 @@ class TurnPerformer:
         self._asker = asker
         self._ready = ready
         self._idle = idle
+        self.hot = HotEntities(world.random.random)
         self.held = False
         """No turn begins, also of entities that were being loaded."""
 
@@ -113,8 +117,12 @@ class TurnPerformer:
     def drain(self, resident: Resident) -> bool:
         began = self._world.monotonic()
         done = self._drain(resident, began + self._settings.turns_in_a_row_s)
-        resident.shard.busy_s += self._world.monotonic() - began
+        self._took(resident, self._world.monotonic() - began)
         return done
+
+    def _took(self, resident: Resident, seconds: float) -> None:
+        resident.shard.busy_s += seconds
+        self.hot.took(resident.key, seconds)
 
     def _drain(self, resident: Resident, until: float) -> bool:
         mailbox = resident.mailbox
@@ -238,7 +246,7 @@ class TurnPerformer:
         try:
             if pending.handler.is_async:
                 running = activation.run_async(pending.handler, call.arguments, turn)
-                result = await Metered(running, resident.shard, self._world.monotonic)
+                result = await Metered(running, partial(self._took, resident), self._world.monotonic)
             else:
                 result = activation.run(pending.handler, call.arguments, turn)
         except CorruptRecord as error:

@@ -74,6 +74,7 @@ SHELLS: dict[str, tuple[str, ...]] = {
 """The shells, what each may touch, and why it is one. Whatever is missing here is a decision or is handed its world."""
 
 DECISIONS = (
+    "actors.breaker",
     "actors.ids",
     "actors.requirements",
     "actors.settings",
@@ -94,6 +95,7 @@ DECISIONS = (
     "sharding.coordinator",
     "sharding.gate",
     "sharding.hashing",
+    "sharding.hot",
     "sharding.messages",
     "sharding.passivation",
     "sharding.ready",
@@ -101,6 +103,7 @@ DECISIONS = (
     "sharding.window",
     "cluster.handshake",
     "cluster.pace",
+    "cluster.retry_budget",
     "cluster.rollout",
     "cluster.wire",
 )

@@ -23,6 +23,7 @@ FOUND = {
         {
             "incarnation": 7, "address": "10.0.0.1:7700", "node": "a" * 56, "version": "1", "state": "draining", "pid": 41,
             "shards": 3, "entities": 5, "lease_valid": True, "connections": 2,
+            "hot": {"entities": [["Account", "alice", 0.75], ["Account", "bob", 0.1]], "shards": [[2, 0.6], [1, 0.1]]},
         },
         {
             "incarnation": 8, "address": "10.0.0.2:7700", "node": "b" * 56, "version": "2", "state": "no answer",
@@ -88,6 +89,9 @@ def test_hosts_are_shown_with_state_version_and_shards_and_moves_with_their_reas
     assert ["7", "10.0.0.1:7700", "draining", "1", "3", "5", "valid", "2", "41", "a" * 12] in told
     assert ["8", "10.0.0.2:7700", "no", "answer", "2", "1", "0", "lapsed", "0", "?", "b" * 12] in told
     assert ["2", "shards", "7", "8", "leaving", "1.2", "s"] in told
+    assert ["shard", "2", "7", "60%"] in told
+    assert ["Account/alice", "7", "52%"] in told
+    assert "bob" not in shown.stdout
 
 
 def test_what_is_not_well_is_said_after_the_table(ray: FakeRay) -> None:

@@ -179,6 +179,27 @@ def test_receivers_that_are_stuck_leave_the_window_to_the_others(stuck: Status |
     play(story, shards=12)
 
 
+def test_shards_that_stay_closed_are_not_stormed() -> None:
+    """S18: what is sent again is a share of the traffic and ten calls a second, however much waits; the news that a shard
+    opened ends the wait at once."""
+
+    async def story(post: Post) -> None:
+        receiver = await post.start_receiver(*range(12))
+        courier = post.courier(receiver)
+        post.streams.unowned.update(range(12))
+        ids = [id for shard in range(12) for id in post.ids(shard)]
+        for index in range(30):
+            for shard, id in enumerate(ids):
+                post.carry(courier, shard, index + 1, id)
+        await asyncio.sleep(20)
+        assert 200 < len(receiver.calls) < 12 * 8 + 100 + 20 * 10 + 30
+        post.streams.unowned.clear()
+        receiver.push()
+        await until(lambda: len(post.arrived[courier]) == 12 * 30, timeout_s=1.0)
+
+    play(story, shards=12, window_commands=1000)
+
+
 # ---- not taken over
 
 

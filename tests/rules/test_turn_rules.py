@@ -229,3 +229,35 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         self._spent += seconds
+
+
+def test_a_host_names_its_hottest_entities_and_shards() -> None:
+    """S11: by the time that their turns take; later it names others."""
+
+    class Hot(atoll.Entity):
+        @atoll.command
+        def work(self) -> None:
+            clock.sleep(0.001)
+
+        @atoll.command
+        async def work_slowly(self) -> None:
+            clock.sleep(0.01)
+
+    async def script(s: Scenario) -> None:
+        nonlocal clock
+        host = await s.host(0, 1)
+        cluster = await s.client("X")
+        clock = Clock(host._performer)
+        for id, times in (("a", 600), ("b", 200), ("c", 20)):
+            await asyncio.gather(*(cluster.entity(Hot, id).work() for _ in range(times)))
+        await asyncio.sleep(s.settings.load_report_s)
+        hot = host.hot()
+        assert [id for _, id, _ in hot.entities[:2]] == ["a", "b"]
+        assert {shard for shard, _ in hot.shards} <= {0, 1}
+        for _ in range(8):
+            await asyncio.gather(*(cluster.entity(Hot, "d").work_slowly() for _ in range(100)))
+            await asyncio.sleep(s.settings.load_report_s)
+        assert host.hot().entities[0][:2] == ("Hot", "d")
+
+    clock: Clock
+    play(script, Hot, shards=2)
