@@ -1,9 +1,9 @@
 """The busiest entities of a host: a sketch of bounded size over all its turns. Pure.
 
 Space-Saving (Metwally, Agrawal, El Abbadi, 2005): `COUNTERS` counters; one without a counter takes over the smallest
-and what stands on it. Whatever takes more than 1 / COUNTERS of the host's time is in the sketch, and no count is too low,
-nor too high by more than the smallest. Counts fade, so that they tell of the last seconds. (The one library with this,
-Apache DataSketches, brings NumPy and cannot fade.)
+and what stands on it. Whatever takes more than 1 / COUNTERS of the host's time is in the sketch, and no count is too
+low, nor too high by more than the smallest. Counts fade, so that they tell of the last seconds. (The one library with
+this, Apache DataSketches, brings NumPy and cannot fade.)
 
 One turn in `SAMPLED` on average is looked at: a look at each would cost more than it tells.
 """
