@@ -8,10 +8,11 @@ from collections import Counter
 from datetime import timedelta
 from typing import ClassVar
 
-from scenario import RawClient, Scenario
+from scenario import RawClient, Scenario, until
 from simulator.loop import current_process
 
 import atoll
+from atoll.persistence.records import DeadLetterRow
 from atoll.sharding.host import Host
 
 RUNS: Counter[str] = Counter()
@@ -194,3 +195,13 @@ async def read(s: Scenario, id: str = "a") -> list[str]:
     items = await reader.entity(Post, id).read()
     await reader.client.close()
     return items
+
+
+async def dead_letters(s: Scenario, shard: int = 0) -> list[DeadLetterRow]:
+    """Those of a shard, once everything is written."""
+    owner = (await s.row(shard)).owner
+    assert owner is not None
+    host = s.running[owner].host
+    await until(lambda: host.commits.committed == host.commits.staged)
+    await s.hosts[owner].run(host.upkeep.checkpoint())
+    return await s.store.read_dead_letters(shard)

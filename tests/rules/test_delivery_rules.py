@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from post import RUNS, Post, client_of, read
+from post import RUNS, Post, client_of, dead_letters, read
 from scenario import Scenario, play, until
 
 import atoll
@@ -301,11 +301,7 @@ def test_a_command_that_kills_its_host_does_not_take_one_after_another() -> None
 
 
 async def letters(s: Scenario, shard: int = 0) -> list:
-    """The dead letters of a shard, as everybody will see them."""
-    owner = (await s.row(shard)).owner
-    assert owner is not None
-    await s.hosts[owner].run(s.running[owner].host.upkeep.checkpoint())
-    return [row.letter for row in await s.store.read_dead_letters(shard)]
+    return [row.letter for row in await dead_letters(s, shard)]
 
 
 def test_a_timer_whose_tick_kills_its_host_does_not_take_one_after_another() -> None:

@@ -6,24 +6,13 @@ import asyncio
 import itertools
 
 import pytest
-from post import RUNS, Post, client_of, read
+from post import RUNS, Post, client_of, dead_letters, read
 from scenario import Scenario, play, until
 
 from atoll.actors.calls import Status
 from atoll.actors.errors import CorruptRecord
-from atoll.persistence.records import DeadLetterRow
 from atoll.sharding.letters import DROP, REPLAY
 from atoll.sharding.messages import OutOfOrder
-
-
-async def letters(s: Scenario) -> list[DeadLetterRow]:
-    """Those of shard 0, once everything is written."""
-    owner = (await s.row()).owner
-    assert owner is not None
-    host = s.running[owner].host
-    await until(lambda: host.commits.committed == host.commits.staged)
-    await s.hosts[owner].run(host.upkeep.checkpoint())
-    return await s.store.read_dead_letters(0)
 
 
 def test_a_tell_that_keeps_failing_is_set_aside_with_its_error() -> None:
@@ -42,7 +31,7 @@ def test_a_tell_that_keeps_failing_is_set_aside_with_its_error() -> None:
         pauses = [later - earlier for earlier, later in itertools.pairwise(runs)]
         assert all(pause <= 1.0 * 2**n for n, pause in enumerate(pauses, 1))
         assert sum(pauses) > 1.0
-        (row,) = await letters(s)
+        (row,) = await dead_letters(s)
         letter = row.letter
         assert (row.kind, row.id, letter.method, letter.client, letter.number) == ("Post", "a", "fail", 7, 1)
         assert (letter.attempts, letter.reason) == (5, "failed")
@@ -89,7 +78,7 @@ def test_attempts_are_remembered_over_a_failover() -> None:
         await s.fail_over(a, b, 0)
         await until(lambda: b.shards[0].dead_letters)
         assert RUNS["poison"] == 5
-        assert [row.letter.attempts for row in await letters(s)] == [5]
+        assert [row.letter.attempts for row in await dead_letters(s)] == [5]
 
     play(script, Post, tell_attempts_max=5, tell_retry_first_s=5.0, tell_retry_max_s=60.0)
 
@@ -109,7 +98,7 @@ def test_a_tell_that_is_refused_is_set_aside_at_once(accepted_first: bool) -> No
         await c.accepted(1)
         await until(lambda: a.shards[0].dead_letters)
         assert RUNS["x"] == 1
-        (row,) = await letters(s)
+        (row,) = await dead_letters(s)
         assert (row.letter.reason, row.letter.error, row.letter.attempts) == ("rejected", "not x", 1)
 
     play(script, Post)
@@ -125,7 +114,7 @@ def test_a_replay_runs_once_more_and_a_repeat_of_it_is_only_answered(after_a_fai
         c = client_of(s, 7, a)
         c.tell(1, "fail_slowly", item="x", seconds=0.0, times=2)
         await until(lambda: a.shards[0].dead_letters)
-        (row,) = await letters(s)
+        (row,) = await dead_letters(s)
         if after_a_failover:
             held = s.store_of(a).hold_reply("append")
             c.call(2, REPLAY, number=row.number)
@@ -144,7 +133,7 @@ def test_a_replay_runs_once_more_and_a_repeat_of_it_is_only_answered(after_a_fai
         await asyncio.sleep(5)
         assert RUNS["x"] == runs
         assert await read(s) == ["x"]
-        assert await letters(s) == []
+        assert await dead_letters(s) == []
         serving = b if after_a_failover else a
         assert serving.shards[0].dead_letters == 0
 
@@ -159,10 +148,10 @@ def test_a_replay_that_fails_again_is_a_dead_letter_again() -> None:
         c = client_of(s, 7, a)
         c.tell(1, "fail", item="x")
         await until(lambda: a.shards[0].dead_letters)
-        (row,) = await letters(s)
+        (row,) = await dead_letters(s)
         await c.ask(2, REPLAY, number=row.number)
         await until(lambda: RUNS["x"] == 4)
-        (again,) = await letters(s)
+        (again,) = await dead_letters(s)
         assert again.number > row.number
         assert (again.letter.client, again.letter.number, again.letter.attempts) == (7, 1, 2)
 
@@ -178,11 +167,11 @@ def test_a_letter_that_is_dropped_is_gone() -> None:
         c.tell(1, "refuse", item="x")
         c.tell(2, "refuse", item="y", prev=1)
         await until(lambda: a.shards[0].dead_letters == 2)
-        first, second = await letters(s)
+        first, second = await dead_letters(s)
         c.call(3, DROP, id="b", number=first.number)
         assert (await c.answer(3))[0] is Status.INVALID_COMMAND
         await c.ask(4, DROP, number=first.number)
-        assert await letters(s) == [second]
+        assert await dead_letters(s) == [second]
         c.call(5, DROP, number=first.number)
         assert (await c.answer(5))[0] is Status.INVALID_COMMAND
         assert b"has no dead letter" in c.heard[-1].payload  # type: ignore[union-attr] # an answer
@@ -199,7 +188,7 @@ def test_a_replay_during_a_release_goes_to_the_next_owner() -> None:
         c = client_of(s, 7, a)
         c.tell(1, "fail_once", item="x")
         await until(lambda: a.shards[0].dead_letters)
-        (row,) = await letters(s)
+        (row,) = await dead_letters(s)
         held = s.store_of(a).hold("read_dead_letters")
         c.call(2, REPLAY, number=row.number)
         await held.reached()
@@ -223,7 +212,7 @@ def test_a_replayed_tick_that_fails_again_holds_up_no_timer() -> None:
         c = client_of(s, 7, a)
         await c.ask(1, "schedule_what", name="t", ms=0, what="fail", item="tick")
         await until(lambda: a.shards[0].dead_letters, 2000.0)
-        (row,) = await letters(s)
+        (row,) = await dead_letters(s)
         await c.ask(2, REPLAY, number=row.number)
         resident = a.shards[0].residents["Post", "a"]
         await until(lambda: resident.backlog is not None and 0 in resident.backlog.parked)
@@ -244,11 +233,11 @@ def test_a_replayed_tick_and_message_run_as_commands() -> None:
         await c.ask(1, "schedule_what", name="t", ms=0, what="fail_once", item="tick")
         await c.ask(2, "send_what", to="a", what="fail_once", item="message")
         await until(lambda: a.shards[0].dead_letters == 2)
-        for number, row in enumerate(await letters(s), 3):
+        for number, row in enumerate(await dead_letters(s), 3):
             await c.ask(number, REPLAY, number=row.number)
         await until(lambda: RUNS["tick"] == RUNS["message"] == 2)
         assert sorted(await read(s)) == ["message", "tick"]
-        assert await letters(s) == []
+        assert await dead_letters(s) == []
 
     play(script, Post, tell_attempts_max=1)
 
@@ -269,11 +258,11 @@ def test_at_the_bound_of_dead_letters_what_fails_is_tried_on_until_there_is_room
         await asyncio.sleep(300)
         assert 15 < RUNS["poison"] < 300
         assert 15 < RUNS["z"] < 300
-        first, second = await letters(s)
+        first, second = await dead_letters(s)
         await c.ask(4, DROP, id="a", number=first.number)
         await c.ask(5, DROP, id="a", number=second.number)
         await until(lambda: a.shards[0].dead_letters == 2)
-        assert {row.letter.reason for row in await letters(s)} == {"failed", "rejected"}
+        assert {row.letter.reason for row in await dead_letters(s)} == {"failed", "rejected"}
 
     play(script, Post, dead_letters_max=2, tell_attempts_max=3, tell_retry_max_s=10.0)
 
@@ -292,7 +281,7 @@ def test_a_command_id_that_comes_back_with_other_work_is_a_dead_letter() -> None
             await c.accepted(number)
         await until(lambda: a.shards[0].dead_letters)
         assert await read(s) == ["slow", "x"]
-        (row,) = await letters(s)
+        (row,) = await dead_letters(s)
         assert (row.letter.number, row.letter.reason) == (3, "invalid")
         assert "was used for other work" in row.letter.error
 
@@ -307,7 +296,7 @@ def test_a_letter_that_cannot_be_read_is_refused() -> None:
         c = client_of(s, 7, a)
         c.tell(1, "refuse", item="x")
         await until(lambda: a.shards[0].dead_letters)
-        (row,) = await letters(s)
+        (row,) = await dead_letters(s)
 
         async def damaged(*_: object) -> None:
             raise CorruptRecord("a row is damaged; restore this store from a backup")
