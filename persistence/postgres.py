@@ -102,6 +102,7 @@ class PostgresStore:
             row = HostRow(incarnation, address, HostState.LIVE, 0, node, process, version=version, weight=weight)
             await postgres_leases.add_host(connection, row)
         self._registered.add(incarnation)
+        self._acknowledged[incarnation] = 0
         return incarnation
 
     async def renew(self, incarnation: int) -> bool:

@@ -73,6 +73,21 @@ def test_a_replay_survives_the_kill_of_a_node_without_losing_or_doubling_anythin
 
 
 @pytest.mark.real
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+def test_the_same_replay_on_postgresql(tmp_path: Path) -> None:
+    """M01, S03, S04, across a failover on the other store, with a server that the job starts and ends."""
+    job = _start(tmp_path, "--store", "postgresql", "--flights", "20000", "--json", "figures.json", "--seed", "7")
+    folder = _folder_of(job)
+    output, _ = job.communicate(timeout=280)
+    assert job.returncode == 0, output
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert (figures["flights"], figures["commands"], figures["killed"]) == (20_000, 60_000, 1)
+    assert (figures["lost"], figures["doubled"], figures["mismatches"]) == (0, 0, 0)
+    _nothing_is_left(folder)
+
+
+@pytest.mark.real
 @pytest.mark.timeout(180)
 def test_a_job_interrupted_while_it_starts_leaves_nothing_behind(tmp_path: Path) -> None:
     """Ctrl-C when the nodes are there and the app is not: no process, no folder, and an exit code that says so."""

@@ -42,6 +42,8 @@ def main() -> None:
     assert door.is_relative_to(environment), f"this is not the wheel: {door}"
     assert "ray" not in sys.modules, "import atoll must not import ray"
     assert files("atoll").joinpath("py.typed").is_file(), "the wheel lacks py.typed: users would lose the types"
+    migrations = files("atoll.persistence").joinpath("postgres_migrations", "0001_tables.sql")
+    assert migrations.is_file(), "the wheel lacks the migrations: `atoll store migrate` could make no tables"
 
     shipped = {file.parts[0] for file in distribution("atoll").files or [] if not file.parts[0].startswith("..")}
     assert shipped <= {"atoll", next(name for name in shipped if name.endswith(".dist-info"))}, f"strays: {shipped}"
