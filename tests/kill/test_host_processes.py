@@ -1,4 +1,4 @@
-"""Real host processes over one SQLite folder, killed and stopped at random under load."""
+"""Real host processes over one store, killed and stopped at random under load; PostgreSQL's server, too."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import pytest
 from ledger import History, Journal, List
 from luck import Luck
 from plain_cluster import PlainCluster, plain_cluster
+from postgres_databases import PostgresDatabases
+from postgres_server import PostgresServer
 
 from atoll.cluster.api import Cluster
 
@@ -43,14 +45,21 @@ async def appends(cluster: Cluster, history: History, name: str, luck: random.Ra
     await asyncio.gather(*(worker() for _ in range(12)))
 
 
-async def faults(cluster: PlainCluster, luck: random.Random, seconds: float) -> dict[str, int]:
-    """SIGKILL and SIGSTOP hosts in turn, replacing what is gone; returns how often each of them bit."""
-    bit = {"killed": 0, "stopped": 0, "ended while stopped": 0}
+async def faults(
+    cluster: PlainCluster, luck: random.Random, seconds: float, server: PostgresServer | None
+) -> dict[str, int]:
+    """SIGKILL and SIGSTOP hosts in turn, replacing what is gone, and SIGKILL the server; returns how often each of them
+    bit."""
+    bit = {"killed": 0, "stopped": 0, "ended while stopped": 0, "server killed": 0}
     end = time.monotonic() + seconds
     while (
         time.monotonic() < end or bit["killed"] + bit["ended while stopped"] < 2
     ):  # a busy machine starts hosts slowly
         await asyncio.sleep(luck.uniform(0.3, 1.5))
+        if server is not None and luck.random() < 0.3:
+            server.kill()
+            await asyncio.to_thread(server.restart)
+            bit["server killed"] += 1
         victim = luck.choice([host for host in cluster.hosts if host.alive])
         if luck.random() < 0.6:
             victim.kill()
@@ -71,11 +80,13 @@ async def faults(cluster: PlainCluster, luck: random.Random, seconds: float) -> 
     return bit
 
 
-async def run(folder: Path, seconds: float) -> dict[str, int]:
+async def run(
+    folder: Path, seconds: float, store: str | None = None, server: PostgresServer | None = None
+) -> dict[str, int]:
     luck = Luck()
     history, over = History(), asyncio.Event()
     async with (
-        plain_cluster("ledger:app", "ledger", folder, app_dir=HELPERS, hosts=2) as cluster,
+        plain_cluster("ledger:app", "ledger", folder, app_dir=HELPERS, hosts=2, store=store) as cluster,
         cluster.connect(discover=True) as one,
         cluster.connect(discover=True) as other,
     ):
@@ -83,7 +94,7 @@ async def run(folder: Path, seconds: float) -> dict[str, int]:
             asyncio.ensure_future(appends(one, history, "X", random.Random(luck.random()), over)),
             asyncio.ensure_future(appends(other, history, "Y", random.Random(luck.random()), over)),
         ]
-        bit = await faults(cluster, luck, seconds)
+        bit = await faults(cluster, luck, seconds, server)
         over.set()
         await asyncio.gather(*work)
         final = {f"{kind.__name__}/{id}": await one.entity(kind, id).read() for kind, id in ENTITIES}
@@ -100,6 +111,28 @@ async def test_killed_and_stopped_hosts_lose_double_and_reorder_nothing(tmp_path
     bit = await run(tmp_path, seconds=8)
     assert bit["killed"] + bit["ended while stopped"] > 1
     assert bit["acknowledged"] > 500
+
+
+@pytest.mark.timeout(300)
+async def test_killed_hosts_and_a_killed_server_lose_double_and_reorder_nothing(
+    tmp_path: Path, postgres_databases: PostgresDatabases, postgres_url: str
+) -> None:
+    """J12, J16, M01, M02, M03, M19, S03, S05, R01, PR16: the same over PostgreSQL, where a stopped host is not killed by
+    its successor but fenced, and where the server is killed and started again meanwhile."""
+    bit = await run(tmp_path, 8, postgres_url, postgres_databases.server)
+    assert bit["killed"] > 1
+    assert bit["acknowledged"] > 300
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+async def test_hosts_and_the_server_are_killed_for_minutes(
+    tmp_path: Path, postgres_databases: PostgresDatabases, postgres_url: str
+) -> None:
+    """The same for two minutes."""
+    bit = await run(tmp_path, float(os.environ.get("SOAK_S", "120")), postgres_url, postgres_databases.server)
+    assert min(bit["killed"], bit["stopped"], bit["server killed"]) > 5
+    assert bit["acknowledged"] > 5_000
 
 
 @pytest.mark.soak
