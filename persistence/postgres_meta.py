@@ -98,15 +98,19 @@ def check_promotion(known: Life, found: Life, place: str, *, synchronous: bool) 
     )
 
 
-async def accept_life(connection: asyncpg.Connection[asyncpg.Record], life: Life, *, synchronous: bool) -> None:
-    """Inside a transaction, as the owner: go on in this life of the server. Whoever lived in the former one is
-    condemned, and no number that may have been given out there is given out again."""
+async def accept_life(
+    connection: asyncpg.Connection[asyncpg.Record], meta: Meta, life: Life, *, synchronous: bool
+) -> None:
+    """Inside a transaction, as the owner: go on in this life of the server. If it is a new one, whoever lived in the
+    former one is condemned, and no number that may have been given out there is given out again."""
     await connection.execute(
         "UPDATE meta SET system_identifier = $1, timeline = $2, synchronous = $3",
         life.system_identifier,
         life.timeline,
         synchronous,
     )
+    if meta.life == life:
+        return
     await connection.execute("UPDATE counters SET value = value + $1", IDS_SKIPPED)
     await connection.execute("UPDATE hosts SET state = 'gone' WHERE state = 'live'")
 

@@ -56,12 +56,13 @@ async def migrate(url: str) -> list[str]:
 
 
 async def accept(url: str, *, synchronous: bool) -> Life:
-    """Let the store go on in the life that its server is in now (see postgres_meta.py); `synchronous` also for all
-    later ones. Every host of the app must have ended."""
+    """Let the store go on in the life that its server is in now (see postgres_meta.py); `synchronous` also in all later
+    ones. Every host of a former life must have ended; those of this one learn what was said when they start."""
     async with _as_owner(url) as connection:
         check_version(await version_of(connection), shown(url))
-        if await read_meta(connection) is None:
+        meta = await read_meta(connection)
+        if meta is None:
             raise IncompatibleStore(f"{shown(url)} holds no app yet: start one first")
         life = await life_of(connection)
-        await accept_life(connection, life, synchronous=synchronous)
+        await accept_life(connection, meta, life, synchronous=synchronous)
     return life

@@ -139,3 +139,15 @@ async def test_a_copy_on_another_server_is_refused(postgres_databases: PostgresD
     await connection.close()
     with pytest.raises(IncompatibleStore, match="copy on another server"):
         await opened(postgres_url)
+
+
+async def test_saying_that_promotions_lose_nothing_disturbs_no_host(
+    postgres_databases: PostgresDatabases, postgres_url: str
+) -> None:
+    """Without a promotion `atoll store accept` condemns nobody and skips no number."""
+    store = await opened(postgres_url)
+    host = await store.register_host("a:1", "n", None)
+    await accept(postgres_databases.server.owner_url(postgres_url.rpartition("/")[2]), synchronous=True)
+    assert await store.renew(host)
+    assert await store.register_host("b:1", "n", None) == host + 1
+    await store.close()
