@@ -25,6 +25,7 @@ from figures import Bound, Figure, against, in_seconds, percentile
 from load import drive
 from moves import coordinator, drain, handoff, join, stopped
 from plain_cluster import HostProcess, PlainCluster, plain_cluster
+from stores import stores
 from topic import ENTITIES, HERE, IDS, IN_FLIGHT, WARM_UP_S, Pace, Say, additions, one_host
 
 from atoll.actors.settings import Settings
@@ -311,6 +312,7 @@ TOPICS: dict[str, Callable[[Pace, Path, Say], Awaitable[list[Figure]]]] = {
     "lone": lone,
     "hot": hot,
     "states": states,
+    "store": stores,
     "failover": failover,
     "stopped": stopped,
     "handoff": handoff,
