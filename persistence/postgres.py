@@ -14,7 +14,7 @@ from ..actors.errors import CorruptRecord
 from . import ownership, postgres_history, postgres_leases, postgres_log, postgres_pending, postgres_tables
 from .host_rows import never_registered
 from .postgres_link import Lane, Life, Link, life_of, log
-from .postgres_meta import check_promotion, open_meta, read_meta, unlimited, version_of
+from .postgres_meta import check_durable, check_promotion, open_meta, read_meta, unlimited, version_of
 from .postgres_schema import check_version
 from .records import ClientRow, Commit, DeadLetterRow, EntityRow, MailboxRow, NamedReply, TimerRow
 from .slices import in_slices
@@ -46,6 +46,7 @@ class PostgresStore:
         link = Link(self.url, self._met)
         try:
             async with link.transaction(Lane.WRITE) as connection:
+                await check_durable(connection, link.place)
                 life = await life_of(connection)
                 meta = await open_meta(connection, link.place, app, shards, life)
                 lacking = await unlimited(connection)

@@ -192,7 +192,9 @@ async def _end_stalled(connection: Connection) -> None:
 
 
 def _throw_away(connection: Connection) -> None:
-    """Not to be used again. One that the server has closed already is back in its pool, and gone there."""
+    """Not to be used again. At once: asyncpg is about to send a cancel request, which this calls off. A commit that waits
+    for a synchronous standby and is cancelled becomes one that only this server has. A connection that the server has
+    closed already is back in its pool, and gone there."""
     with contextlib.suppress(asyncpg.InterfaceError):
         connection.terminate()
 

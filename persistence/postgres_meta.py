@@ -115,6 +115,19 @@ async def accept_life(
     await connection.execute("UPDATE hosts SET state = 'gone' WHERE state = 'live'")
 
 
+async def check_durable(connection: Connection, place: str) -> None:
+    """Raises `IncompatibleStore` where an answer would not mean that what it confirms is on disk."""
+    rows = await connection.fetch(
+        "SELECT name FROM pg_settings "
+        "WHERE name IN ('fsync', 'full_page_writes', 'synchronous_commit') AND setting = 'off' ORDER BY name"
+    )
+    if rows:
+        names = ", ".join(row["name"] for row in rows)
+        raise IncompatibleStore(
+            f"{place} is not durable: {names} off; turn it on (the server's settings, the role's, the URL's)"
+        )
+
+
 async def unlimited(connection: Connection) -> list[str]:
     """The limits that this role lacks."""
     rows = await connection.fetch(

@@ -111,6 +111,23 @@ async def test_a_role_without_its_rights_is_told_where_they_stand(server: Postgr
         await connection.close()
 
 
+async def test_a_server_that_answers_before_the_disk_does_is_refused(postgres_url: str) -> None:
+    """J12: what was acknowledged must be on disk, whatever role and URL say."""
+    with pytest.raises(IncompatibleStore, match="not durable: synchronous_commit off"):
+        await opened(f"{postgres_url}?synchronous_commit=off")
+
+
+async def test_a_role_without_time_limits_is_warned_of(postgres_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The runtime role of roles.sql has them all; another one opens, with a warning that names what it lacks."""
+    store = await opened(postgres_url)
+    await store.close()
+    assert caplog.text == ""
+    store = await opened(f"{postgres_url}?idle_in_transaction_session_timeout=0&tcp_user_timeout=0")
+    await store.close()
+    assert "sets no idle_in_transaction_session_timeout, tcp_user_timeout" in caplog.text
+    assert "roles.sql" in caplog.text
+
+
 @pytest.mark.parametrize("part", ["database", "user", "port"])
 async def test_an_url_that_leads_nowhere(postgres_url: str, part: str) -> None:
     """The message says what to look at, and never the password."""
