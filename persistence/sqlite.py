@@ -17,7 +17,7 @@ and a stopped process that holds a lock of a shared file is killed by the first 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from . import ownership
@@ -37,6 +37,7 @@ from .spi import (
     HostRow,
     HostState,
     LogRow,
+    Numbers,
     PendingWork,
     ProcessIdentity,
     ShardRow,
@@ -48,6 +49,7 @@ from .sqlite_history import read_commits, read_history
 from .sqlite_leases import Leases
 from .sqlite_log import OtherLogs, OwnLogs
 from .sqlite_pending import read_dead_letters, read_mailbox, read_pending, read_timers
+from .sqlite_scan import scan
 from .sqlite_tables import (
     TablesWriter,
     named_owners,
@@ -58,6 +60,7 @@ from .sqlite_tables import (
     tables_path,
 )
 from .sqlite_worker import Worker
+from .tables import Key, Table, TableRow
 
 _WALL_CLOCK_S = 1e9
 """A start time above this (31 years after boot) was read from the wall clock."""
@@ -293,3 +296,22 @@ class SQLiteStore:
         for some in in_slices(observed):
             gone |= await self._threads.leases.run(Leases.expire_sessions, some)
         return frozenset(gone)
+
+    # ---- upkeep: a store as a whole --------------------------------------------------------------------------
+    async def scan(self, table: Table, shard: int, after: Key | None, limit: int) -> list[TableRow]:
+        self._check_shards((shard,))
+        return await self._threads.reader.run(scan, table, shard, after, limit)
+
+    async def numbers(self) -> Numbers:
+        return await self._threads.leases.run(Leases.numbers)
+
+    async def load(self, writes: Sequence[TableWrite]) -> None:
+        self._check_shards(write.shard for write in writes)
+        await self._threads.writer.run(TablesWriter.load, writes)
+
+    async def finish_load(self, app: str, numbers: Numbers, sessions: Mapping[int, int]) -> None:
+        threads = self._threads
+        if await threads.writer.run(TablesWriter.loads, app):
+            # In this order: with its name the store is there to be used.
+            await threads.leases.run(Leases.load, numbers, sessions)
+            await threads.writer.run(TablesWriter.finish_load, app)

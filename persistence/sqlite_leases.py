@@ -8,7 +8,7 @@ nobody the lease.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import apsw
@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from ..actors.errors import CorruptRecord
 from . import ownership
 from .host_rows import about_blob, host_row, host_state
-from .spi import HostRow, HostState
+from .spi import HostRow, HostState, Numbers
 from .sqlite_file import Database, create_file
 
 LOCK_WAIT_S = 1.0
@@ -160,6 +160,17 @@ class Leases:
                 if self._durable.row("SELECT 1 FROM sessions WHERE client = ?", (client,)) is None:
                     gone.add(client)
         return gone
+
+    # ---- import ----------------------------------------------------------------------------------------------
+    def numbers(self) -> Numbers:
+        values: dict[str, int] = dict(self._quick.rows("SELECT name, value FROM counters"))
+        return Numbers(values["incarnation"], values["client"])
+
+    def load(self, numbers: Numbers, sessions: Mapping[int, int]) -> None:
+        with self._durable.transaction():
+            for name, value in (("incarnation", numbers.incarnation), ("client", numbers.client)):
+                self._durable.write("UPDATE counters SET value = max(value, ?) WHERE name = ?", (value, name))
+            self._durable.write_all("INSERT OR REPLACE INTO sessions VALUES (?, ?)", list(sessions.items()))
 
     def _count(self, name: str) -> int:
         rows = self._durable.rows("UPDATE counters SET value = value + 1 WHERE name = ? RETURNING value", (name,))

@@ -1,0 +1,69 @@
+"""The tables of a store as upkeep sees them: what they are called, what their rows are, and the key that orders them.
+
+What a shard holds is the sum of these tables and its own row. Everything that walks over a whole store (an export, a
+check, figures) walks over them, so that a table that is added here is in all of them.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+from .records import ClientRow, Commit, DeadLetterRow, EntityRow, MailboxRow, NamedReply, OutboxRow, TimerRow
+
+TableRow = EntityRow | Commit | ClientRow | NamedReply | MailboxRow | OutboxRow | TimerRow | DeadLetterRow
+Key = tuple[int | str, ...]
+"""What names a row within its shard and table."""
+
+
+class Table(enum.StrEnum):
+    """By their names in SQL."""
+
+    ENTITIES = "entities"
+    HISTORY = "history"
+    """One row per commit, whatever the store packs."""
+    CLIENTS = "clients"
+    NAMED = "named_replies"
+    MAILBOX = "mailbox"
+    OUTBOX = "outbox"
+    TIMERS = "timers"
+    DEAD_LETTERS = "dead_letters"
+
+
+ROW_TYPES: Mapping[Table, type[TableRow]] = {
+    Table.ENTITIES: EntityRow,
+    Table.HISTORY: Commit,
+    Table.CLIENTS: ClientRow,
+    Table.NAMED: NamedReply,
+    Table.MAILBOX: MailboxRow,
+    Table.OUTBOX: OutboxRow,
+    Table.TIMERS: TimerRow,
+    Table.DEAD_LETTERS: DeadLetterRow,
+}
+
+
+def key_of(row: TableRow) -> Key:
+    match row:
+        case EntityRow():
+            return row.kind, row.id
+        case Commit():
+            return (row.position,)
+        case ClientRow():
+            return (row.client,)
+        case NamedReply():
+            return row.kind, row.id, row.command_id
+        case MailboxRow():
+            return row.kind, row.id, row.entry
+        case TimerRow():
+            return row.kind, row.id, row.timer.name
+        case OutboxRow() | DeadLetterRow():
+            return (row.number,)
+
+
+def position_after(after: Key | None) -> int:
+    """What `Store.read_history` takes for a key of history."""
+    if after is None:
+        return 0
+    (position,) = after
+    assert isinstance(position, int)
+    return position
