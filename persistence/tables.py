@@ -67,3 +67,24 @@ def position_after(after: Key | None) -> int:
     (position,) = after
     assert isinstance(position, int)
     return position
+
+
+def payload_bytes(row: TableRow) -> int:
+    """What a row carries of its users', in bytes."""
+    match row:
+        case EntityRow():
+            return 0 if row.state is None else len(row.state.data)
+        case Commit():
+            return sum(len(event.data) for event in row.events)
+        case ClientRow():
+            return sum(len(reply.payload) for _number, reply in row.replies)
+        case NamedReply():
+            return len(row.reply.payload)
+        case MailboxRow():
+            return len(row.accepted.arguments)
+        case OutboxRow():
+            return len(row.message.arguments)
+        case TimerRow():
+            return len(row.timer.arguments)
+        case DeadLetterRow():
+            return len(row.letter.arguments) + len(row.letter.error)
