@@ -23,7 +23,8 @@ def raw_page(database: Database, table: Table, shard: int, after: tuple[Any, ...
     shape = SHAPES[table]
     key = ", ".join(shape.key)
     behind = "" if after is None else f"AND ({key}) > ({', '.join('?' * len(shape.key))})"
+    columns = ", ".join((*shape.key, *shape.columns))
     return database.rows(
-        f"SELECT {key}, {', '.join(shape.columns)} FROM {table.value} WHERE shard = ? {behind} ORDER BY {key} LIMIT ?",  # noqa: S608 - of our own names
+        f"SELECT {columns} FROM {table.value} WHERE shard = ? {behind} ORDER BY {key} LIMIT ?",  # noqa: S608 - of our own names
         (shard, *(after or ()), max(limit, 0)),
     )
