@@ -17,7 +17,7 @@ and a stopped process that holds a lock of a shared file is killed by the first 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from . import ownership
@@ -43,6 +43,7 @@ from .spi import (
     ShardRow,
     TableWrite,
 )
+from .sqlite_backup import Backup
 from .sqlite_file import Database
 from .sqlite_folder import open_folder
 from .sqlite_history import read_commits, read_history
@@ -122,6 +123,15 @@ class SQLiteStore:
         if self._open is None:
             raise RuntimeError("this store is not open: await store.open(app, shards) first")
         return self._open
+
+    async def backup(self, to: Path, tell: Callable[[int, int], None]) -> None:
+        """Copy the open store to the new folder `to` as of one instant, whatever runs on it (sqlite_backup.py). `tell`
+        is called on another thread: (pages done, of how many)."""
+        worker = Worker("atoll-backup", lambda: Backup(self.folder))
+        try:
+            await worker.run(Backup.copy, to, tell)
+        finally:
+            await worker.close()
 
     # ---- hosts and leases ------------------------------------------------------------------------------------
     async def register_host(

@@ -37,6 +37,8 @@ SHELLS: dict[str, tuple[str, ...]] = {
     "persistence.sqlite_file": ("apsw", "os", "pathlib", "secrets", "time"),
     "persistence.sqlite_folder": ("os", "pathlib", "secrets"),
     "persistence.sqlite_log": ("apsw",),
+    # a copy is a folder, which is there when it is complete
+    "persistence.sqlite_backup": ("apsw", "os", "pathlib"),
     # the threads that SQL runs on, so that it never blocks an event loop
     "persistence.sqlite_worker": ("os", "threading"),
     # the real clock, luck and tasks, which everything else is handed as a `World`

@@ -13,8 +13,8 @@ import msgpack
 import msgspec
 import pytest
 from bank_of_messages import Clock, Load, Notebook
-from plain_cluster import plain_cluster
 from store_rows import client, commit, entity, letter, mail, message, named, own, timer
+from upkeep_app import APP, SETTINGS, silent, two_hosts
 
 from atoll.actors.errors import IncompatibleStore
 from atoll.actors.settings import Settings
@@ -31,24 +31,7 @@ from atoll.persistence.tables import Table, TableRow
 from atoll.sharding.charge import NOBODY, StoreInUse, in_charge
 from atoll.sharding.hashing import shard_of
 
-HELPERS = Path(__file__).resolve().parents[1] / "helpers"
-APP = "messages"
-SETTINGS: dict[str, Any] = {
-    "shards": 8,
-    "lease_s": 0.6,
-    "lease_renew_s": 0.1,
-    "store_poll_s": 0.05,
-    "checkpoint_s": 0.2,  # so that tables and logs both hold some of it
-    "tell_retry_first_s": 0.005,
-    "tell_retry_max_s": 0.05,
-    "tell_attempts_max": 30,
-    "mailbox_commands_max": 12,
-}
 PLAIN = Settings(shards=4, lease_s=0.2)
-
-
-def silent(done: int, total: int) -> None:
-    assert 0 <= done <= total
 
 
 async def exported(store: Store, app: str, settings: Settings) -> bytes:
@@ -90,9 +73,7 @@ async def test_an_app_goes_on_in_another_store_where_it_was_killed(tmp_path: Pat
     seed = random.randrange(2**32)
     print(f"seed {seed}")  # noqa: T201 - what replays it
     async with (
-        plain_cluster(
-            "bank_of_messages:app", APP, tmp_path / "first", app_dir=HELPERS, hosts=2, settings=SETTINGS
-        ) as first,
+        two_hosts(tmp_path / "first") as first,
         first.connect() as client,
     ):
         load = Load(client, "a", random.Random(seed))
@@ -122,15 +103,7 @@ async def test_an_app_goes_on_in_another_store_where_it_was_killed(tmp_path: Pat
     await store.close()
 
     async with (
-        plain_cluster(
-            "bank_of_messages:app",
-            APP,
-            tmp_path / "second",
-            app_dir=HELPERS,
-            hosts=2,
-            store=target,
-            settings=SETTINGS,
-        ) as second,
+        two_hosts(tmp_path / "second", target) as second,
         second.connect() as client,
     ):
         load._cluster = client
