@@ -1,14 +1,16 @@
 """A store as one file (persistence/export_format.py), as of one moment: that of a stopped app, after its last commit.
 
 Everything is taken over first, as the next start would (sharding/charge.py), so that what is only in logs comes along
-and the shards stand still; then the tables are read.
+and the shards stand still; then the tables are read. Where an app runs on SQLite, that is done to a copy of the store
+(sqlite_backup.py): the export is of the moment at which the copy was taken.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -16,22 +18,10 @@ from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.export_format import ExportWriter, Head, Session, ShardEnd
 from ..persistence.spi import Store
-from ..persistence.tables import Key, Table, TableRow, key_of
-from ..sharding.charge import in_charge
-
-PAGE_ROWS = 100
-"""Read at a time: each may be of the largest size."""
-
-Tell = Callable[[int, int], None]
-"""(done, of how much), for a progress bar."""
-
-
-async def pages(store: Store, table: Table, shard: int) -> AsyncIterator[list[TableRow]]:
-    """All rows of one table of a shard."""
-    after: Key | None = None
-    while page := await store.scan(table, shard, after, PAGE_ROWS):
-        yield page
-        after = key_of(page[-1])
+from ..persistence.sqlite import SQLiteStore
+from ..persistence.tables import Table
+from ..sharding.charge import StoreInUse, in_charge, quiet_holders
+from .store_walk import Tell, pages
 
 
 async def export_store(
@@ -65,6 +55,27 @@ async def export_store(
         await charge.check()
         writer.end()
     return rows
+
+
+@contextlib.asynccontextmanager
+async def standing_still(store: Store, app: str, settings: Settings, folder: Path, tell: Tell) -> AsyncIterator[Store]:
+    """The opened store, or where an app runs on it, a copy that is made in `folder` and removed
+    afterwards. Raises `StoreInUse` for a running store that cannot be copied here."""
+    try:
+        await quiet_holders(store, settings.lease_s)
+    except StoreInUse:
+        if not isinstance(store, SQLiteStore):
+            raise
+        with tempfile.TemporaryDirectory(prefix=".atoll-export-", dir=folder) as temporary:
+            await store.backup(Path(temporary) / "store", tell)
+            copy = SQLiteStore(Path(temporary) / "store")
+            await copy.open(app, settings.shards)
+            try:
+                yield copy
+            finally:
+                await copy.close()
+    else:
+        yield store
 
 
 @contextlib.contextmanager

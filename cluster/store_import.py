@@ -16,11 +16,11 @@ from typing import IO, Any
 from ..actors.errors import IncompatibleStore
 from ..actors.settings import Settings
 from ..persistence.export_format import DamagedExport, ExportedRow, ExportReader, Head, Session, ShardEnd, check_whole
-from ..persistence.records import ClientRow, Commit, DeadLetterRow, MailboxRow, OutboxRow, outbox_number
+from ..persistence.records import ClientRow, Commit, OutboxRow
 from ..persistence.spi import CheckpointEnd, Store, TableWrite, loading_name
-from ..persistence.tables import Table, TableRow, payload_bytes
+from ..persistence.tables import Table, TableRow, payload_bytes, position_of
 from ..sharding.hashing import shard_of
-from .store_export import Tell
+from .store_walk import Tell
 
 _FIELDS = {Table.NAMED: "named"}
 """Fields of `TableWrite` that are not called as their table."""
@@ -106,7 +106,7 @@ class _Batch:
             self._commits.append(row)
         else:
             self._rows[_FIELDS.get(table, table.value)].append(row)
-        self.highest = max(self.highest, _position(row))
+        self.highest = max(self.highest, position_of(row))
         self.rows += 1
         self.bytes += payload_bytes(row)
 
@@ -126,18 +126,3 @@ def _check_place(row: TableRow, shard: int, expected: int, head: Head) -> None:
         raise DamagedExport(f"a row of shard {shard} stands among those of shard {expected}")
     if not isinstance(row, ClientRow | OutboxRow) and shard_of(row.id, head.shards) != shard:
         raise DamagedExport(f"{row.kind}/{row.id!r} does not belong to shard {shard}")
-
-
-def _position(row: TableRow) -> int:
-    """The position in its shard that a row names."""
-    match row:
-        case Commit():
-            return row.position
-        case MailboxRow():
-            return row.entry
-        case DeadLetterRow():
-            return row.number
-        case OutboxRow():
-            return row.number // outbox_number(1, 0)
-        case _:
-            return 0

@@ -352,6 +352,11 @@ class MemoryStore:
         keys = sorted(rows) if after is None else sorted(key for key in rows if key > after)
         return [rows[key] for key in _at_most(limit, keys)]
 
+    async def check(self, shard: int | None) -> list[str]:
+        if shard is not None:
+            self._row(shard)
+        return []
+
     async def numbers(self) -> Numbers:
         return Numbers(self._last_incarnation, self._last_session)
 

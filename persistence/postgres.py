@@ -321,6 +321,24 @@ class PostgresStore:
         async with self._opened.snapshot(Lane.READ) as connection:
             return await postgres_scan.scan(connection, table, shard, after, limit)
 
+    async def check(self, shard: int | None) -> list[str]:
+        if shard is None:
+            return await self._check_hosts()
+        self._check_shards((shard,))
+        async with self._opened.lent(Lane.READ) as connection:
+            return await postgres_scan.check_shard(connection, shard)
+
+    async def _check_hosts(self) -> list[str]:
+        async with self._opened.lent(Lane.READ) as connection:
+            found = await postgres_leases.check(connection)
+            incarnations = await postgres_leases.all_incarnations(connection)
+        for incarnation in incarnations:
+            try:
+                await self.read_log(incarnation)
+            except CorruptRecord as error:
+                found.append(str(error))
+        return found
+
     async def numbers(self) -> Numbers:
         async with self._opened.lent(Lane.LEASE) as connection:
             return await postgres_leases.numbers(connection)

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from . import ownership
 from .host_rows import about_blob, host_row, host_state
+from .row_checks import Problems
 from .spi import HostRow, HostState, Numbers
 
 if TYPE_CHECKING:
@@ -147,6 +148,21 @@ async def expire_sessions(connection: Connection, observed: Sequence[tuple[int, 
     await connection.execute(_EXPIRE, clients, [renewals for _client, renewals in observed])
     left = await connection.fetch("SELECT client FROM sessions WHERE client = ANY ($1)", clients)
     return set(clients) - {row["client"] for row in left}
+
+
+# ---- upkeep --------------------------------------------------------------------------------------------------------
+
+
+async def check(connection: Connection) -> list[str]:
+    """Rows of hosts that do not prove themselves."""
+    problems = Problems()
+    for row in await connection.fetch(_HOSTS):
+        problems.hear(lambda row=row: host_row(*row))  # type: ignore[misc]  # a default binds it now
+    return problems.lines
+
+
+async def all_incarnations(connection: Connection) -> list[int]:
+    return [row[0] for row in await connection.fetch("SELECT incarnation FROM hosts ORDER BY incarnation")]
 
 
 # ---- import --------------------------------------------------------------------------------------------------------

@@ -390,6 +390,12 @@ class Store(Protocol):
         empty page is the end. Pages are read one by one: what changes meanwhile may be in one and not in another."""
         ...
 
+    async def check(self, shard: int | None) -> list[str]:
+        """What does not prove itself, one line each that names its place: of a shard's rows, or with None of what
+        belongs to no shard, files and hosts. Empty when all is well. For a store that nobody writes: else a row that
+        moves may be missed, or an index be ahead of what it names."""
+        ...
+
     async def numbers(self) -> Numbers: ...
 
     async def load(self, writes: Sequence[TableWrite]) -> None:

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..actors.errors import CorruptRecord
 from . import ownership
 from .host_rows import never_registered
 from .records import (
@@ -44,13 +45,13 @@ from .spi import (
     TableWrite,
 )
 from .sqlite_backup import Backup
-from .sqlite_file import Database
+from .sqlite_file import Database, check_file
 from .sqlite_folder import open_folder
 from .sqlite_history import read_commits, read_history
 from .sqlite_leases import Leases
 from .sqlite_log import OtherLogs, OwnLogs
 from .sqlite_pending import read_dead_letters, read_mailbox, read_pending, read_timers
-from .sqlite_scan import scan
+from .sqlite_scan import check_shard, scan
 from .sqlite_tables import (
     TablesWriter,
     named_owners,
@@ -311,6 +312,19 @@ class SQLiteStore:
     async def scan(self, table: Table, shard: int, after: Key | None, limit: int) -> list[TableRow]:
         self._check_shards((shard,))
         return await self._threads.reader.run(scan, table, shard, after, limit)
+
+    async def check(self, shard: int | None) -> list[str]:
+        threads = self._threads
+        if shard is not None:
+            self._check_shards((shard,))
+            return await threads.reader.run(check_shard, shard)
+        found = await threads.reader.run(check_file) + await threads.leases.run(Leases.check)
+        for incarnation in await threads.leases.run(Leases.all_incarnations):
+            try:
+                found += await threads.other_logs.run(OtherLogs.check, incarnation)
+            except CorruptRecord as error:
+                found.append(str(error))
+        return found
 
     async def numbers(self) -> Numbers:
         return await self._threads.leases.run(Leases.numbers)

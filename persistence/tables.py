@@ -9,7 +9,17 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 
-from .records import ClientRow, Commit, DeadLetterRow, EntityRow, MailboxRow, NamedReply, OutboxRow, TimerRow
+from .records import (
+    ClientRow,
+    Commit,
+    DeadLetterRow,
+    EntityRow,
+    MailboxRow,
+    NamedReply,
+    OutboxRow,
+    TimerRow,
+    outbox_number,
+)
 
 TableRow = EntityRow | Commit | ClientRow | NamedReply | MailboxRow | OutboxRow | TimerRow | DeadLetterRow
 Key = tuple[int | str, ...]
@@ -67,6 +77,21 @@ def position_after(after: Key | None) -> int:
     (position,) = after
     assert isinstance(position, int)
     return position
+
+
+def position_of(row: TableRow) -> int:
+    """The position in its shard that a row names; 0 for those that name none."""
+    match row:
+        case Commit():
+            return row.position
+        case MailboxRow():
+            return row.entry
+        case DeadLetterRow():
+            return row.number
+        case OutboxRow():
+            return row.number // outbox_number(1, 0)
+        case _:
+            return 0
 
 
 def payload_bytes(row: TableRow) -> int:

@@ -38,7 +38,7 @@ SHELLS: dict[str, tuple[str, ...]] = {
     "persistence.sqlite_folder": ("os", "pathlib", "secrets"),
     "persistence.sqlite_log": ("apsw",),
     # a copy is a folder, which is there when it is complete
-    "persistence.sqlite_backup": ("apsw", "os", "pathlib"),
+    "persistence.sqlite_backup": ("apsw", "os"),
     # the threads that SQL runs on, so that it never blocks an event loop
     "persistence.sqlite_worker": ("os", "threading"),
     # the real clock, luck and tasks, which everything else is handed as a `World`
@@ -64,7 +64,7 @@ SHELLS: dict[str, tuple[str, ...]] = {
     "cluster.cli_store": ("asyncio.run", "os"),
     "cluster.cli_upkeep": ("asyncio.run", "os", "pathlib"),
     # an export is a file, which is there when it is complete
-    "cluster.store_export": ("os",),
+    "cluster.store_export": ("os", "pathlib", "tempfile"),
     "cluster.draining": ("time",),
     "cluster.ray_status": ("time",),
     "cluster.signals": ("signal", "threading"),

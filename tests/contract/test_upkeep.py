@@ -139,3 +139,19 @@ async def test_a_store_in_use_is_not_opened_to_be_loaded(stores: Stores) -> None
     await stores.open(APP)
     with pytest.raises(IncompatibleStore, match="holds"):
         await stores.open(LOADING)
+
+
+async def test_a_sound_store_is_found_sound(store: Store, host: int) -> None:
+    """J14: whatever a checkpoint, a repeat of it, a deletion of history and a release leave behind."""
+    epochs = await own(store, host)
+    first = TableWrite(1, epochs[1], tuple(ROWS[Table.ENTITIES]), end=CheckpointEnd(3, tuple(ROWS[Table.HISTORY][:2])))
+    for write in (first, first, everything(1, epochs[1], 12)):
+        await store.checkpoint(host, [write])
+    snapshot = entity("b", 4)
+    await store.checkpoint(host, [TableWrite(1, epochs[1], (snapshot,), end=CheckpointEnd(13, (commit(13, "b", 4),)))])
+    await store.delete_history(1, KIND, "b", 2)
+    await store.checkpoint(host, [ending(1, epochs[1], 13, release=True)])
+    await store.append(host, 1, b"")
+    assert [await store.check(shard) for shard in (None, 0, 1, 2, 3)] == [[]] * 5
+    with pytest.raises(ValueError, match="shard 4"):
+        await store.check(4)

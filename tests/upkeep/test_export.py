@@ -19,8 +19,9 @@ from upkeep_app import APP, SETTINGS, silent, two_hosts
 from atoll.actors.errors import IncompatibleStore
 from atoll.actors.settings import Settings
 from atoll.cluster.api import Cluster
-from atoll.cluster.store_export import export_store, new_file, pages
+from atoll.cluster.store_export import export_store, new_file
 from atoll.cluster.store_import import import_store
+from atoll.cluster.store_walk import pages
 from atoll.cluster.system import SystemWorld
 from atoll.persistence.export_format import DamagedExport, ExportWriter, Head, ShardEnd
 from atoll.persistence.memory import MemoryStore
