@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import apsw
+import asyncpg
 import pytest
 from store_rows import KIND, client, commit, entity, letter, mail, message, named, own, timer, without_snapshot
 from upkeep_app import silent
@@ -15,6 +16,7 @@ from atoll.actors.errors import CorruptRecord
 from atoll.actors.settings import Settings
 from atoll.cluster.store_check import check_store
 from atoll.persistence.checksum import unwrap, wrap
+from atoll.persistence.open import open_store
 from atoll.persistence.records import Record, encode_batch
 from atoll.persistence.spi import CheckpointEnd, Store, TableWrite
 from atoll.persistence.sqlite import SQLiteStore
@@ -185,3 +187,26 @@ async def test_a_store_that_is_written_is_not_checked(folder: Path) -> None:
         store.check = check  # type: ignore[method-assign,assignment]  # an app starts in the middle
         with pytest.raises(StoreInUse, match="meanwhile"):
             await check_store(store, SETTINGS, silent)
+
+
+@pytest.mark.parametrize(
+    ("sql", "story"),
+    [
+        ("UPDATE shards SET row = row", ""),
+        ("UPDATE entities SET row = row || '\\x00'::bytea", "checksum mismatch"),
+        ("UPDATE history SET row = row || '\\x00'::bytea", "checksum mismatch"),
+        ("DELETE FROM history_by_entity", "index does not name"),
+        ("DELETE FROM log WHERE n = 2", "row 3: follows 1"),
+        ("UPDATE hosts SET state = 'odd'", "state 'odd'"),
+    ],
+)
+async def test_damage_in_postgresql_is_named_too(postgres_url: str, sql: str, story: str) -> None:
+    """J14: and what is whole is found whole there."""
+    store = open_store(postgres_url)
+    await fill(store)
+    connection = await asyncpg.connect(postgres_url)
+    assert (await connection.execute(sql)).split()[-1] != "0", "it did not bite"
+    await connection.close()
+    found = await check_store(store, SETTINGS, silent)
+    await store.close()
+    assert any(story in line for line in found) if story else found == [], found
