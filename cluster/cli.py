@@ -24,6 +24,7 @@ from .cli_dead_letters import dead_letters
 from .cli_reading import journal, log
 from .cli_status import shards, status
 from .cli_store import store as store_commands
+from .cli_upkeep import upkeep
 from .loading import load_app
 from .signals import end_on_sigterm
 from .starting import in_ray, start_app, stop_app
@@ -37,6 +38,7 @@ app.add_typer(log, name="log")
 app.add_typer(journal, name="journal")
 app.add_typer(dead_letters, name="dead-letters")
 app.add_typer(store_commands, name="store")
+store_commands.add_typer(upkeep)
 
 
 @app.callback(invoke_without_command=True)

@@ -1,4 +1,5 @@
-"""`atoll store`: what the role that owns a PostgreSQL store's tables does. SQLite's files need none of it."""
+"""`atoll store migrate|accept`: what the role that owns a PostgreSQL store's tables does. SQLite's files need none of
+it."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from .cli_common import console, told_in_one_line
 if TYPE_CHECKING:
     from types import ModuleType
 
-store = typer.Typer(help="The tables of a PostgreSQL store, as the role that owns them.", no_args_is_help=True)
+store = typer.Typer(help="Upkeep of a store as a whole.", no_args_is_help=True)
 
 Url = Annotated[str | None, typer.Option("--store", help="store URL with the owner's role; default ATOLL_STORE")]
 

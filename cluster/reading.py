@@ -35,14 +35,20 @@ class NothingToRead(AtollError):
 async def reading(url: str, app: str, shards: int) -> AsyncIterator[StoreReader]:
     """Open an existing store for reading. Raises `NothingToRead` when there is none, `IncompatibleStore` for another
     app's."""
-    store = open_store(url)
-    if not await store.exists():
-        raise NothingToRead(f"there is no store at {shown(url)}: name it with --store, or start the app first")
+    store = await existing_store(url)
     await store.open(app, shards)
     try:
         yield StoreReader(store, shards)
     finally:
         await store.close()
+
+
+async def existing_store(url: str) -> Store:
+    """The store at `url`, not opened. Raises `NothingToRead` when there is none."""
+    store = open_store(url)
+    if not await store.exists():
+        raise NothingToRead(f"there is no store at {shown(url)}: name it with --store, or start the app first")
+    return store
 
 
 class StoreReader:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from msgspec.structs import replace
@@ -30,15 +30,19 @@ from .records import (
 from .rows import client_after, covered_seq, entity_after
 from .spi import (
     Assignment,
+    CheckpointEnd,
     HostRow,
     HostState,
     LogRow,
+    Numbers,
     PendingMailbox,
     PendingWork,
     ProcessIdentity,
     ShardRow,
     TableWrite,
+    check_loading,
 )
+from .tables import Key, Table, TableRow, key_of, position_after
 
 Row = TypeVar("Row")
 Name = TypeVar("Name")
@@ -74,6 +78,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._app: str | None = None
         self._hosts: dict[int, HostRow] = {}
+        self._last_incarnation = 0
         self._logs: dict[int, _Log] = {}
         self._shards: list[ShardRow] = []
         self._tables: list[_Tables] = []
@@ -103,7 +108,7 @@ class MemoryStore:
         self, address: str, node: str, process: ProcessIdentity | None, *, version: str = "", weight: float = 1.0
     ) -> int:
         weight = ownership.checked_weight(weight)
-        incarnation = len(self._hosts) + 1
+        incarnation = self._last_incarnation = self._last_incarnation + 1
         self._logs[incarnation] = _Log()
         self._hosts[incarnation] = HostRow(
             incarnation, address, HostState.LIVE, 0, node, process, version=version, weight=weight
@@ -226,6 +231,15 @@ class MemoryStore:
         return frozenset(refused)
 
     def _write(self, incarnation: int, write: TableWrite) -> None:
+        self._write_rows(write)
+        if write.end is not None:
+            row = self._row(write.shard)
+            self._add_history(row, write.end)
+            self._shards[write.shard] = ownership.ended(
+                row, incarnation, write.end, target_eligible=self._is_eligible(row.target)
+            )
+
+    def _write_rows(self, write: TableWrite) -> None:
         tables = self._tables_of(write.shard)
         for entity in write.entities:
             key = (entity.kind, entity.id)
@@ -240,14 +254,12 @@ class MemoryStore:
         for name in old:
             del tables.named[name]
         _write_pending(tables, write)
-        if write.end is not None:
-            row = self._row(write.shard)
-            for commit in ownership.fresh_commits(row, write.end):
-                tables.history.append(commit)
-                tables.history_by_entity.setdefault((commit.kind, commit.id), []).append(commit)
-            self._shards[write.shard] = ownership.ended(
-                row, incarnation, write.end, target_eligible=self._is_eligible(row.target)
-            )
+
+    def _add_history(self, row: ShardRow, end: CheckpointEnd) -> None:
+        tables = self._tables_of(row.shard)
+        for commit in ownership.fresh_commits(row, end):
+            tables.history.append(commit)
+            tables.history_by_entity.setdefault((commit.kind, commit.id), []).append(commit)
 
     def _tables_of(self, shard: int) -> _Tables:
         return self._tables[ownership.checked_shard(shard, len(self._tables))]
@@ -332,6 +344,40 @@ class MemoryStore:
                 del self._sessions[client]
         return frozenset(client for client, _renewals in observed if client not in self._sessions)
 
+    # ---- upkeep: a store as a whole --------------------------------------------------------------------------
+    async def scan(self, table: Table, shard: int, after: Key | None, limit: int) -> list[TableRow]:
+        if table is Table.HISTORY:
+            return list(await self.read_history(shard, position_after(after), limit))
+        rows = {key_of(row): row for row in _rows_of(self._tables_of(shard), table)}
+        keys = sorted(rows) if after is None else sorted(key for key in rows if key > after)
+        return [rows[key] for key in _at_most(limit, keys)]
+
+    async def check(self, shard: int | None) -> list[str]:
+        if shard is not None:
+            self._row(shard)
+        return []
+
+    async def numbers(self) -> Numbers:
+        return Numbers(self._last_incarnation, self._last_session)
+
+    async def load(self, writes: Sequence[TableWrite]) -> None:
+        check_loading(self._app or "")
+        for write in writes:
+            self._write_rows(write)
+            if write.end is not None:
+                row = self._row(write.shard)
+                self._add_history(row, write.end)
+                self._shards[write.shard] = ownership.loaded(row, write.epoch, write.end)
+
+    async def finish_load(self, app: str, numbers: Numbers, sessions: Mapping[int, int]) -> None:
+        if self._app == app:
+            return
+        check_loading(self._app or "")
+        self._sessions.update(sessions)
+        self._last_incarnation = max(self._last_incarnation, numbers.incarnation)
+        self._last_session = max(self._last_session, numbers.client)
+        self._app = app
+
 
 def _write_pending(tables: _Tables, write: TableWrite) -> None:
     for kind, id, entry in write.mailbox_done:
@@ -356,6 +402,26 @@ def _write_pending(tables: _Tables, write: TableWrite) -> None:
         tables.dead_letters.pop(number, None)
     for letter in write.dead_letters:
         tables.dead_letters[letter.number] = letter
+
+
+def _rows_of(tables: _Tables, table: Table) -> Iterable[TableRow]:
+    match table:
+        case Table.ENTITIES:
+            return tables.entities.values()
+        case Table.HISTORY:
+            return tables.history
+        case Table.CLIENTS:
+            return tables.clients.values()
+        case Table.NAMED:
+            return tables.named.values()
+        case Table.MAILBOX:
+            return (row for entries in tables.mailbox.values() for row in entries.values())
+        case Table.OUTBOX:
+            return tables.outbox.values()
+        case Table.TIMERS:
+            return (row for timers in tables.timers.values() for row in timers.values())
+        case Table.DEAD_LETTERS:
+            return tables.dead_letters.values()
 
 
 def _drop(items: dict[tuple[str, str], dict[Name, Row]], entity: tuple[str, str], name: Name) -> None:

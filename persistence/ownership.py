@@ -108,6 +108,11 @@ def ended(row: ShardRow, incarnation: int, end: CheckpointEnd, *, target_eligibl
     return replace(row, owners=(incarnation,), position=position)
 
 
+def loaded(row: ShardRow, epoch: int, end: CheckpointEnd) -> ShardRow:
+    """The row of a shard without an owner after a part of an import: p and epoch as they were elsewhere."""
+    return replace(row, epoch=max(row.epoch, epoch), position=max(row.position, end.position))
+
+
 def condemned(state: HostState, renewals: int, observed: int) -> HostState:
     """A host's state after someone who saw `observed` renewals wants it condemned."""
     return HostState.GONE if state is HostState.LIVE and renewals == observed else state

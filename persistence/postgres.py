@@ -8,17 +8,45 @@ Positions and seals must never go back: see postgres_meta.py for what a promoted
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..actors.errors import CorruptRecord
-from . import ownership, postgres_history, postgres_leases, postgres_log, postgres_pending, postgres_tables
+from . import (
+    ownership,
+    postgres_history,
+    postgres_leases,
+    postgres_log,
+    postgres_pending,
+    postgres_scan,
+    postgres_tables,
+)
 from .host_rows import never_registered
 from .postgres_link import Lane, Life, Link, life_of, log
-from .postgres_meta import check_durable, check_promotion, open_meta, read_meta, unlimited, version_of
+from .postgres_meta import (
+    check_durable,
+    check_promotion,
+    finish_load,
+    loads,
+    open_meta,
+    read_meta,
+    unlimited,
+    version_of,
+)
 from .postgres_schema import check_version
 from .records import ClientRow, Commit, DeadLetterRow, EntityRow, MailboxRow, NamedReply, TimerRow
 from .slices import in_slices
-from .spi import Assignment, HostRow, HostState, LogRow, PendingWork, ProcessIdentity, ShardRow, TableWrite
+from .spi import (
+    Assignment,
+    HostRow,
+    HostState,
+    LogRow,
+    Numbers,
+    PendingWork,
+    ProcessIdentity,
+    ShardRow,
+    TableWrite,
+)
+from .tables import Key, Table, TableRow
 
 
 class PostgresStore:
@@ -287,3 +315,43 @@ class PostgresStore:
             async with self._opened.transaction(Lane.LEASE) as connection:
                 gone |= await postgres_leases.expire_sessions(connection, some)
         return frozenset(gone)
+
+    # ---- upkeep: a store as a whole --------------------------------------------------------------------------
+    async def scan(self, table: Table, shard: int, after: Key | None, limit: int) -> list[TableRow]:
+        self._check_shards((shard,))
+        async with self._opened.snapshot(Lane.READ) as connection:
+            return await postgres_scan.scan(connection, table, shard, after, limit)
+
+    async def check(self, shard: int | None) -> list[str]:
+        if shard is None:
+            return await self._check_hosts()
+        self._check_shards((shard,))
+        async with self._opened.lent(Lane.READ) as connection:
+            return await postgres_scan.check_shard(connection, shard)
+
+    async def _check_hosts(self) -> list[str]:
+        async with self._opened.lent(Lane.READ) as connection:
+            found = await postgres_leases.check(connection)
+            incarnations = await postgres_leases.all_incarnations(connection)
+        for incarnation in incarnations:
+            try:
+                await self.read_log(incarnation)
+            except CorruptRecord as error:
+                found.append(str(error))
+        return found
+
+    async def numbers(self) -> Numbers:
+        async with self._opened.lent(Lane.LEASE) as connection:
+            return await postgres_leases.numbers(connection)
+
+    async def load(self, writes: Sequence[TableWrite]) -> None:
+        self._check_shards(write.shard for write in writes)
+        async with self._opened.transaction(Lane.WRITE) as connection:
+            await loads(connection)
+            await postgres_tables.load(connection, writes)
+
+    async def finish_load(self, app: str, numbers: Numbers, sessions: Mapping[int, int]) -> None:
+        async with self._opened.transaction(Lane.LEASE) as connection:
+            if await loads(connection, app):
+                await postgres_leases.load(connection, numbers, sessions)
+                await finish_load(connection, app)

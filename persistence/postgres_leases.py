@@ -7,18 +7,23 @@ may crash alone. A renewal that it forgot would make the coordinator's silence b
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
 from . import ownership
 from .host_rows import about_blob, host_row, host_state
-from .spi import HostRow, HostState
+from .row_checks import Problems
+from .spi import HostRow, HostState, Numbers
 
 if TYPE_CHECKING:
     from .postgres_link import Connection
 
+_LOAD_SESSIONS = """
+INSERT INTO sessions (client, renewals) SELECT * FROM unnest($1::bigint[], $2::bigint[])
+ON CONFLICT (client) DO UPDATE SET renewals = excluded.renewals
+"""
 _COUNT = "UPDATE counters SET value = value + 1 WHERE name = $1 RETURNING value"
 _HOSTS = "SELECT incarnation, state, renewals, about FROM hosts "
 _OPEN_SESSION = """
@@ -143,3 +148,33 @@ async def expire_sessions(connection: Connection, observed: Sequence[tuple[int, 
     await connection.execute(_EXPIRE, clients, [renewals for _client, renewals in observed])
     left = await connection.fetch("SELECT client FROM sessions WHERE client = ANY ($1)", clients)
     return set(clients) - {row["client"] for row in left}
+
+
+# ---- upkeep --------------------------------------------------------------------------------------------------------
+
+
+async def check(connection: Connection) -> list[str]:
+    """Rows of hosts that do not prove themselves."""
+    problems = Problems()
+    for row in await connection.fetch(_HOSTS):
+        problems.hear(lambda row=row: host_row(*row))  # type: ignore[misc]  # a default binds it now
+    return problems.lines
+
+
+async def all_incarnations(connection: Connection) -> list[int]:
+    return [row[0] for row in await connection.fetch("SELECT incarnation FROM hosts ORDER BY incarnation")]
+
+
+# ---- import --------------------------------------------------------------------------------------------------------
+
+
+async def numbers(connection: Connection) -> Numbers:
+    values = {row["name"]: row["value"] for row in await connection.fetch("SELECT name, value FROM counters")}
+    return Numbers(values["incarnation"], values["client"])
+
+
+async def load(connection: Connection, numbers: Numbers, sessions: Mapping[int, int]) -> None:
+    """Inside a transaction."""
+    for name, value in (("incarnation", numbers.incarnation), ("client", numbers.client)):
+        await connection.execute("UPDATE counters SET value = greatest(value, $2) WHERE name = $1", name, value)
+    await connection.execute(_LOAD_SESSIONS, list(sessions), list(sessions.values()))

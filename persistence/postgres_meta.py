@@ -17,6 +17,7 @@ from ..actors.errors import IncompatibleStore
 from .postgres_link import Life
 from .postgres_schema import check_version
 from .postgres_tables import create_shards
+from .spi import check_loading
 
 if TYPE_CHECKING:
     import asyncpg
@@ -77,6 +78,20 @@ async def open_meta(connection: Connection, place: str, app: str, shards: int, l
 async def read_meta(connection: Connection | asyncpg.Connection[asyncpg.Record]) -> Meta | None:
     row = await connection.fetchrow("SELECT app, shards, system_identifier, timeline, synchronous FROM meta")
     return None if row is None else Meta(row[0].decode(), row[1], Life(row[2], row[3]), row[4])
+
+
+async def loads(connection: Connection, app: str | None = None) -> bool:
+    """Inside a transaction. False when it is the store of `app` already. Raises `ValueError` when it is not being
+    loaded."""
+    name = (await connection.fetchval("SELECT app FROM meta FOR SHARE")).decode()
+    if name == app:
+        return False
+    check_loading(name)
+    return True
+
+
+async def finish_load(connection: Connection, app: str) -> None:
+    await connection.execute("UPDATE meta SET app = $1", app.encode())
 
 
 def check_promotion(known: Life, found: Life, place: str, *, synchronous: bool) -> None:

@@ -165,6 +165,19 @@ async def checkpoint(connection: Connection, incarnation: int, writes: Sequence[
     return frozenset(refused)
 
 
+async def load(connection: Connection, writes: Sequence[TableWrite]) -> None:
+    """Inside a transaction: rows of an import, of shards that nobody owns."""
+    rows = await _locked(connection, (write.shard for write in writes))
+    for some in _rounds(writes):
+        await _write_rows(connection, some)
+        for write in some:
+            if write.end is not None:
+                before = rows[write.shard]
+                await add_history(connection, *piece_rows(write.shard, ownership.fresh_commits(before, write.end)))
+                rows[write.shard] = ownership.loaded(before, write.epoch, write.end)
+    await _put_shards(connection, rows, rows.keys())
+
+
 def _rounds(writes: Sequence[TableWrite]) -> list[list[TableWrite]]:
     """The writes in rounds, in each of which a shard stands once: nearly always one round."""
     rounds: list[list[TableWrite]] = []

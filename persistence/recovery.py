@@ -70,13 +70,14 @@ async def take_over(store: Store, incarnation: int, claims: Sequence[tuple[int, 
     windows = await asyncio.gather(*(store.read_clients(row.shard) for row in owned))
     for row, pending, clients in zip(owned, work, windows, strict=True):
         tail = sorted(tails[row.shard], key=lambda record: record.position)
-        position = _checked(row, tail)
+        position = last_position(row, tail)
         recovered.append(RecoveredShard(row, position, clients, tail, _lay(tail), pending))
     return recovered
 
 
-def _checked(row: ShardRow, tail: list[Record]) -> int:
-    """The last position. Positions are gapless over all owners: a hole means that a log lost rows."""
+def last_position(row: ShardRow, tail: list[Record]) -> int:
+    """The last position, given all records above p in order. Raises `CorruptRecord` for a hole: positions are
+    gapless over all owners, so a log lost rows."""
     for expected, record in enumerate(tail, row.position + 1):
         if record.position != expected:
             raise CorruptRecord(

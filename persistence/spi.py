@@ -29,7 +29,7 @@ compares wall clocks.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -44,6 +44,7 @@ from .records import (
     OutboxRow,
     TimerRow,
 )
+from .tables import Key, Table, TableRow
 
 
 class HostState(enum.StrEnum):
@@ -176,6 +177,28 @@ class PendingWork(msgspec.Struct, frozen=True):
 class LogRow(msgspec.Struct, frozen=True):
     n: int
     content: bytes
+
+
+class Numbers(msgspec.Struct, frozen=True):
+    """The last numbers that a store gave out: none of them is ever given out again."""
+
+    incarnation: int
+    client: int
+
+
+_LOADING = " (import "
+
+
+def loading_name(app: str, source: str) -> str:
+    """Under which `app` a store is opened to be loaded from `source`. No app can have such a name, so nobody runs on it
+    before `Store.finish_load`, and whoever tries reads why."""
+    return f"{app}{_LOADING}{source} has not ended)"
+
+
+def check_loading(name: str) -> None:
+    """Raise `ValueError` unless a store with this name of its app is being loaded."""
+    if _LOADING not in name:
+        raise ValueError(f"the store of {name!r} is not being loaded: only a new one can be, under `loading_name`")
 
 
 class Store(Protocol):
@@ -359,4 +382,29 @@ class Store(Protocol):
 
     async def expire_sessions(self, observed: Sequence[tuple[int, int]]) -> frozenset[int]:
         """Delete each (client, renewals) whose renewals are still that; return the clients that are gone afterwards."""
+        ...
+
+    # ---- upkeep: a store as a whole --------------------------------------------------------------------------
+    async def scan(self, table: Table, shard: int, after: Key | None, limit: int) -> list[TableRow]:
+        """The rows of one table behind the key `after` (None: from the first) in order of key, at most `limit`. An
+        empty page is the end. Pages are read one by one: what changes meanwhile may be in one and not in another."""
+        ...
+
+    async def check(self, shard: int | None) -> list[str]:
+        """What does not prove itself, one line each that names its place: of a shard's rows, or with None of what
+        belongs to no shard, files and hosts. Empty when all is well. For a store that nobody writes: else a row that
+        moves may be missed, or an index be ahead of what it names."""
+        ...
+
+    async def numbers(self) -> Numbers: ...
+
+    async def load(self, writes: Sequence[TableWrite]) -> None:
+        """One transaction of an import, into a store that was opened under a `loading_name` (`ValueError` else). Rows
+        as in `checkpoint`, but without an owner: an `end` adds its history, and the shard is FREE at the write's epoch
+        with that p. May be repeated."""
+        ...
+
+    async def finish_load(self, app: str, numbers: Numbers, sessions: Mapping[int, int]) -> None:
+        """The end of an import: register the sessions (client -> renewals), go on counting where `numbers` ends, and
+        make it, last, the store of `app`. To be opened anew after that. A repeat changes nothing."""
         ...

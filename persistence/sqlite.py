@@ -17,9 +17,10 @@ and a stopped process that holds a lock of a shared file is killed by the first 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..actors.errors import CorruptRecord
 from . import ownership
 from .host_rows import never_registered
 from .records import (
@@ -37,17 +38,20 @@ from .spi import (
     HostRow,
     HostState,
     LogRow,
+    Numbers,
     PendingWork,
     ProcessIdentity,
     ShardRow,
     TableWrite,
 )
-from .sqlite_file import Database
+from .sqlite_backup import Backup
+from .sqlite_file import Database, check_file
 from .sqlite_folder import open_folder
 from .sqlite_history import read_commits, read_history
 from .sqlite_leases import Leases
 from .sqlite_log import OtherLogs, OwnLogs
 from .sqlite_pending import read_dead_letters, read_mailbox, read_pending, read_timers
+from .sqlite_scan import check_shard, scan
 from .sqlite_tables import (
     TablesWriter,
     named_owners,
@@ -58,6 +62,7 @@ from .sqlite_tables import (
     tables_path,
 )
 from .sqlite_worker import Worker
+from .tables import Key, Table, TableRow
 
 _WALL_CLOCK_S = 1e9
 """A start time above this (31 years after boot) was read from the wall clock."""
@@ -119,6 +124,15 @@ class SQLiteStore:
         if self._open is None:
             raise RuntimeError("this store is not open: await store.open(app, shards) first")
         return self._open
+
+    async def backup(self, to: Path, tell: Callable[[int, int], None]) -> None:
+        """Copy the open store to the new folder `to` as of one instant, whatever runs on it (sqlite_backup.py). `tell`
+        is called on another thread: (pages done, of how many)."""
+        worker = Worker("atoll-backup", lambda: Backup(self.folder))
+        try:
+            await worker.run(Backup.copy, to, tell)
+        finally:
+            await worker.close()
 
     # ---- hosts and leases ------------------------------------------------------------------------------------
     async def register_host(
@@ -293,3 +307,35 @@ class SQLiteStore:
         for some in in_slices(observed):
             gone |= await self._threads.leases.run(Leases.expire_sessions, some)
         return frozenset(gone)
+
+    # ---- upkeep: a store as a whole --------------------------------------------------------------------------
+    async def scan(self, table: Table, shard: int, after: Key | None, limit: int) -> list[TableRow]:
+        self._check_shards((shard,))
+        return await self._threads.reader.run(scan, table, shard, after, limit)
+
+    async def check(self, shard: int | None) -> list[str]:
+        threads = self._threads
+        if shard is not None:
+            self._check_shards((shard,))
+            return await threads.reader.run(check_shard, shard)
+        found = await threads.reader.run(check_file) + await threads.leases.run(Leases.check)
+        for incarnation in await threads.leases.run(Leases.all_incarnations):
+            try:
+                found += await threads.other_logs.run(OtherLogs.check, incarnation)
+            except CorruptRecord as error:
+                found.append(str(error))
+        return found
+
+    async def numbers(self) -> Numbers:
+        return await self._threads.leases.run(Leases.numbers)
+
+    async def load(self, writes: Sequence[TableWrite]) -> None:
+        self._check_shards(write.shard for write in writes)
+        await self._threads.writer.run(TablesWriter.load, writes)
+
+    async def finish_load(self, app: str, numbers: Numbers, sessions: Mapping[int, int]) -> None:
+        threads = self._threads
+        if await threads.writer.run(TablesWriter.loads, app):
+            # In this order: with its name the store is there to be used.
+            await threads.leases.run(Leases.load, numbers, sessions)
+            await threads.writer.run(TablesWriter.finish_load, app)

@@ -191,6 +191,15 @@ def _damaged(path: Path, story: str) -> CorruptRecord:
     return CorruptRecord(f"{name}: {story}: this file is damaged; stop the app and restore the store from a backup")
 
 
+def check_file(database: Database) -> list[str]:
+    """What SQLite itself finds in the file, pages, indexes and constraints: the first few."""
+    try:
+        lines = [str(line) for (line,) in database.rows("PRAGMA integrity_check(20)")]
+    except CorruptRecord as error:  # too damaged to be looked over
+        return [str(error)]
+    return [] if lines == ["ok"] else [f"{database.path.name}: {line}" for line in lines]
+
+
 def create_file(path: Path, schema: str, fill: Callable[[apsw.Connection], None]) -> bool:
     """Make `path` with `schema` and what `fill` writes, durable and complete. False when someone else was first."""
     if path.exists():

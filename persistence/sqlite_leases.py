@@ -8,7 +8,7 @@ nobody the lease.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import apsw
@@ -17,8 +17,9 @@ from msgspec.structs import replace
 from ..actors.errors import CorruptRecord
 from . import ownership
 from .host_rows import about_blob, host_row, host_state
-from .spi import HostRow, HostState
-from .sqlite_file import Database, create_file
+from .row_checks import Problems
+from .spi import HostRow, HostState, Numbers
+from .sqlite_file import Database, check_file, create_file
 
 LOCK_WAIT_S = 1.0
 """A renewal that waits longer is useless: the lease runs on, and the next try comes after a second."""
@@ -160,6 +161,28 @@ class Leases:
                 if self._durable.row("SELECT 1 FROM sessions WHERE client = ?", (client,)) is None:
                     gone.add(client)
         return gone
+
+    # ---- upkeep ----------------------------------------------------------------------------------------------
+    def check(self) -> list[str]:
+        """What SQLite finds in the file, and rows of hosts that do not prove themselves."""
+        problems = Problems()
+        for row in self._quick.rows("SELECT * FROM hosts"):
+            problems.hear(lambda row=row: host_row(*row))  # type: ignore[misc]  # a default binds it now
+        return check_file(self._quick) + problems.lines
+
+    def all_incarnations(self) -> list[int]:
+        return [row[0] for row in self._quick.rows("SELECT incarnation FROM hosts ORDER BY incarnation")]
+
+    # ---- import ----------------------------------------------------------------------------------------------
+    def numbers(self) -> Numbers:
+        values: dict[str, int] = dict(self._quick.rows("SELECT name, value FROM counters"))
+        return Numbers(values["incarnation"], values["client"])
+
+    def load(self, numbers: Numbers, sessions: Mapping[int, int]) -> None:
+        with self._durable.transaction():
+            for name, value in (("incarnation", numbers.incarnation), ("client", numbers.client)):
+                self._durable.write("UPDATE counters SET value = max(value, ?) WHERE name = ?", (value, name))
+            self._durable.write_all("INSERT OR REPLACE INTO sessions VALUES (?, ?)", list(sessions.items()))
 
     def _count(self, name: str) -> int:
         rows = self._durable.rows("UPDATE counters SET value = value + 1 WHERE name = ? RETURNING value", (name,))

@@ -20,7 +20,7 @@ from ..actors.errors import CorruptRecord, IncompatibleStore
 from . import ownership
 from .records import ClientRow, EntityRow, NamedReply
 from .rows import covered_seq, entity_after, leaves_state
-from .spi import Assignment, HostRow, HostState, ShardRow, TableWrite
+from .spi import Assignment, HostRow, HostState, ShardRow, TableWrite, check_loading
 from .sqlite_file import SCHEMA_VERSION, Database, create_file
 from .sqlite_history import add_history, delete_commits_slice
 from .sqlite_leases import leases_path, read_host
@@ -213,6 +213,32 @@ class TablesWriter:
                 "DELETE FROM named_replies WHERE shard = ? AND time_ms < ?", (write.shard, write.forget_named_before_ms)
             )
         rows.pending.write(database)
+
+    # ---- import ----------------------------------------------------------------------------------------------
+    def load(self, writes: Sequence[TableWrite]) -> None:
+        prepared = [(write, _Rows(write)) for write in writes]
+        with self._database.transaction():
+            check_loading(self._app())
+            for write, rows in prepared:
+                self._write_rows(write, rows)
+                if write.end is not None:
+                    before = self._shard(write.shard)
+                    add_history(self._database, write.shard, ownership.fresh_commits(before, write.end))
+                    self._put_shard(ownership.loaded(before, write.epoch, write.end))
+
+    def loads(self, app: str) -> bool:
+        """False when it is the store of `app` already. Raises `ValueError` when it is another one's."""
+        if (found := self._app()) == app:
+            return False
+        check_loading(found)
+        return True
+
+    def finish_load(self, app: str) -> None:
+        self._database.write("UPDATE meta SET app = ?", (app,))
+
+    def _app(self) -> str:
+        ((app,),) = self._database.rows("SELECT app FROM meta")
+        return str(app)
 
     def delete_history_slice(self, shard: int, kind: str, id: str, through_seq: int) -> bool:
         """Some of what `Store.delete_history` drops, the oldest first; True when there is more."""

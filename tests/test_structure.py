@@ -37,6 +37,8 @@ SHELLS: dict[str, tuple[str, ...]] = {
     "persistence.sqlite_file": ("apsw", "os", "pathlib", "secrets", "time"),
     "persistence.sqlite_folder": ("os", "pathlib", "secrets"),
     "persistence.sqlite_log": ("apsw",),
+    # a copy is a folder, which is there when it is complete
+    "persistence.sqlite_backup": ("apsw", "os"),
     # the threads that SQL runs on, so that it never blocks an event loop
     "persistence.sqlite_worker": ("os", "threading"),
     # the real clock, luck and tasks, which everything else is handed as a `World`
@@ -60,6 +62,9 @@ SHELLS: dict[str, tuple[str, ...]] = {
     "cluster.cli_reading": ("asyncio.run", "os"),
     "cluster.cli_status": ("time",),
     "cluster.cli_store": ("asyncio.run", "os"),
+    "cluster.cli_upkeep": ("asyncio.run", "os", "pathlib"),
+    # an export is a file, which is there when it is complete
+    "cluster.store_export": ("os", "pathlib", "tempfile"),
     "cluster.draining": ("time",),
     "cluster.ray_status": ("time",),
     "cluster.signals": ("signal", "threading"),
@@ -80,6 +85,7 @@ DECISIONS = (
     "actors.settings",
     "persistence.checkpoint",
     "persistence.checksum",
+    "persistence.export_format",
     "persistence.history_pieces",
     "persistence.host_rows",
     "persistence.log_marks",
@@ -91,6 +97,7 @@ DECISIONS = (
     "persistence.rows",
     "persistence.slices",
     "persistence.table_rows",
+    "persistence.tables",
     "sharding.allocation",
     "sharding.coordinator",
     "sharding.gate",

@@ -35,6 +35,11 @@ class Stores:
         await handle.open(app, shards)
         return handle
 
+    async def reopen(self, app: str) -> Store:
+        """As a process would that finds it later: all other handles are closed."""
+        await self.close()
+        return await self.open(app)
+
     async def close(self) -> None:
         for handle in self._handles:
             await handle.close()

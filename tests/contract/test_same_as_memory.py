@@ -26,6 +26,7 @@ from atoll.persistence.postgres import PostgresStore
 from atoll.persistence.records import EntityRow
 from atoll.persistence.spi import Assignment, CheckpointEnd, Store, TableWrite
 from atoll.persistence.sqlite import SQLiteStore
+from atoll.persistence.tables import Table
 
 SHARDS = 2
 hosts = st.integers(1, 4)
@@ -200,7 +201,11 @@ class Pair:
             await self.both(lambda store, host=host: store.read_log(host))
             await self.both(lambda store, host=host: store.read_log(host, 2))
         await self.both(lambda store: store.read_pending([1, 0]))
+        await self.both(lambda store: store.numbers())
         for shard in range(SHARDS):
+            await self.both(lambda store, shard=shard: store.check(shard))
+            for table in Table:
+                await self.both(lambda store, s=shard, t=table: store.scan(t, s, None, 99))
             await self.both(lambda store, shard=shard: store.read_clients(shard))
             for after, limit in itertools.product((0, 3), (None, 0, 2)):
                 await self.both(lambda store, s=shard, a=after, x=limit: store.read_dead_letters(s, a, x))

@@ -1,0 +1,226 @@
+"""`atoll store check|stats|prune|backup|export|import`: upkeep of a whole store. Thin: the work is in `store_*.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import msgspec
+import typer
+from rich.box import SIMPLE
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..actors.app import App
+from ..actors.errors import AtollError
+from ..actors.settings import Settings
+from ..persistence.open import open_store
+from ..persistence.spi import Store
+from ..persistence.sqlite import SQLiteStore
+from ..persistence.urls import shown
+from .api import software
+from .cli_common import AppDir, AppPath, AsJson, console, errors, fail, show, told_in_one_line
+from .cli_reading import StoreUrl
+from .loading import load_app
+from .log_format import printable
+from .reading import existing_store
+from .signals import end_on_sigterm
+from .starting import store_url
+from .store_check import check_store
+from .store_export import export_store, new_file, standing_still
+from .store_import import import_store
+from .store_prune import Pruned, Pruning, check_kinds, prune
+from .store_stats import Figures, KindFigures, figures
+from .store_walk import Tell
+from .system import SystemWorld
+
+upkeep = typer.Typer()
+
+DAY_MS = 86_400_000
+
+Result = TypeVar("Result")
+File = Annotated[Path, typer.Argument(metavar="FILE")]
+
+
+class NotHere(AtollError):
+    """This kind of store cannot do that; the message says what to do."""
+
+
+def _loaded(app_path: str, app_dir: str, store: str | None) -> tuple[App, Settings, str]:
+    app = load_app(app_path, app_dir)
+    settings, _ = Settings.load(app.settings_asked, os.environ)
+    return app, settings, store_url(app, store, os.environ)
+
+
+@contextlib.asynccontextmanager
+async def _opened(url: str, app: App, settings: Settings) -> AsyncIterator[Store]:
+    store = await existing_store(url)
+    await store.open(app.name, settings.shards)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@contextlib.contextmanager
+def _bar(what: str) -> Iterator[Tell]:
+    """A progress bar where there is a terminal; it goes when it is done."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=errors, transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _run(work: Callable[[], Awaitable[Result]]) -> Result:
+    async def run() -> Result:
+        return await work()
+
+    end_on_sigterm()
+    return asyncio.run(run())
+
+
+@upkeep.command()
+def check(app_path: AppPath, app_dir: AppDir = ".", store: StoreUrl = None) -> None:
+    """Look over a store: every row, log and reference. The app must not run; of a running one check a backup.
+
+    Prints what is damaged, a line each, and exits with 1 then.
+    """
+    with told_in_one_line(), _bar("checking") as tell:
+        app, settings, url = _loaded(app_path, app_dir, store)
+
+        async def work() -> list[str]:
+            async with _opened(url, app, settings) as opened:
+                return await check_store(opened, settings, tell)
+
+        found = _run(work)
+    for line in found:
+        console.print(printable(line), soft_wrap=True, markup=False)
+    if found:
+        fail(f"{shown(url)} is damaged, see above: keep it as it is, and restore the whole store from a backup")
+    console.print(f"{shown(url)} is sound", style="green", soft_wrap=True, markup=False)
+
+
+@upkeep.command()
+def stats(app_path: AppPath, app_dir: AppDir = ".", store: StoreUrl = None, as_json: AsJson = False) -> None:
+    """Count what a store holds, kind by kind, with hosts running on it or without."""
+    with told_in_one_line(), _bar("counting") as tell:
+        app, settings, url = _loaded(app_path, app_dir, store)
+
+        async def work() -> Figures:
+            async with _opened(url, app, settings) as opened:
+                return await figures(opened, app.name, tell)
+
+        found = _run(work)
+    if as_json:
+        console.print_json(msgspec.json.encode(found).decode())
+        return
+    table = Table("kind", *(name.replace("_", " ") for name in KindFigures.__struct_fields__), box=SIMPLE)
+    for kind, counted in found.kinds.items():
+        table.add_row(Text(printable(kind)), *(f"{value:,}" for value in msgspec.structs.astuple(counted)))
+    show(table)
+    rest = {name: value for name, value in msgspec.structs.asdict(found).items() if isinstance(value, int)}
+    console.print("  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in rest.items()), soft_wrap=True)
+
+
+@upkeep.command("prune")
+def prune_command(
+    app_path: AppPath,
+    app_dir: AppDir = ".",
+    store: StoreUrl = None,
+    events_below_snapshot: Annotated[
+        list[str] | None, typer.Option(metavar="KIND", help="drop its events that a snapshot covers; may be repeated")
+    ] = None,
+    dead_letters_older_than: Annotated[
+        float | None, typer.Option(metavar="DAYS", help="drop dead letters that are older", min=0.0)
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="drop nothing, say what would go")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Drop replies to expired command IDs and rows of finished logs, and what else is named. The app must not run."""
+    with told_in_one_line(), _bar("pruning") as tell:
+        app, settings, url = _loaded(app_path, app_dir, store)
+        world = SystemWorld()
+        now = world.wall_ms()
+        pruning = Pruning(
+            events_of=check_kinds(events_below_snapshot or (), app.kinds),
+            command_ids_before_ms=now - int(settings.command_id_retention_s * 1000),
+            letters_before_ms=0 if dead_letters_older_than is None else now - int(dead_letters_older_than * DAY_MS),
+        )
+
+        async def work() -> Pruned:
+            async with _opened(url, app, settings) as opened:
+                return await prune(opened, pruning, settings, world, tell, dry_run=dry_run)
+
+        found = msgspec.structs.asdict(_run(work))
+    if as_json:
+        console.print_json(json.dumps(found))
+        return
+    what = "  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in found.items())
+    console.print(f"{'would drop' if dry_run else 'dropped'}  {what}", soft_wrap=True)
+
+
+@upkeep.command()
+def backup(
+    app_path: AppPath,
+    to: Annotated[Path, typer.Argument(metavar="FOLDER", help="where the copy is made: a new folder")],
+    app_dir: AppDir = ".",
+    store: StoreUrl = None,
+) -> None:
+    """Copy an SQLite store as of one moment, with hosts running on it or without."""
+    with told_in_one_line(), _bar(f"copying to {to}") as tell:
+        app, settings, url = _loaded(app_path, app_dir, store)
+
+        async def work() -> None:
+            async with _opened(url, app, settings) as opened:
+                if not isinstance(opened, SQLiteStore):
+                    raise NotHere(f"{shown(url)} is backed up by its server's own tools: pg_dump, or pg_basebackup")
+                await opened.backup(to.absolute(), tell)
+
+        _run(work)
+    console.print(f"{app.name} is copied to {to}", style="green", soft_wrap=True, markup=False)
+
+
+@upkeep.command("export")
+def export_command(app_path: AppPath, file: File, app_dir: AppDir = ".", store: StoreUrl = None) -> None:
+    """Write a store into one file that any MessagePack library can read.
+
+    Where the app runs, of a copy as of one moment (SQLite only).
+    """
+    with told_in_one_line(), _bar(f"exporting to {file}") as tell:
+        app, settings, url = _loaded(app_path, app_dir, store)
+        folder = file.absolute().parent
+
+        async def work() -> int:
+            async with (
+                _opened(url, app, settings) as opened,
+                standing_still(opened, app.name, settings, folder, tell) as still,
+            ):
+                with new_file(file) as out:
+                    return await export_store(
+                        still,
+                        out,
+                        app=app.name,
+                        settings=settings,
+                        world=SystemWorld(),
+                        software=software(),
+                        tell=tell,
+                    )
+
+        rows = _run(work)
+    console.print(f"{rows} rows of {app.name} are in {file}", style="green", soft_wrap=True, markup=False)
+
+
+@upkeep.command("import")
+def import_command(app_path: AppPath, file: File, app_dir: AppDir = ".", store: StoreUrl = None) -> None:
+    """Load an export into a new store. If it is interrupted, run the same import again."""
+    with told_in_one_line(), _bar(f"importing {file}") as tell:
+        app, settings, url = _loaded(app_path, app_dir, store)
+        with file.open("rb") as source:
+            rows = _run(lambda: import_store(open_store(url), source, app=app.name, settings=settings, tell=tell))
+    console.print(f"{rows} rows of {app.name} are in {shown(url)}", style="green", soft_wrap=True, markup=False)

@@ -1,0 +1,128 @@
+"""An export loaded into a new store: on another folder or machine, or of another kind.
+
+    check the digest  ->  check the head  ->  open as "being loaded"  ->  rows, shard by shard  ->  name it: it is there
+       nothing was touched so far             nobody else can open it       interrupted: the same import goes on
+
+What an export holds is not believed: a row that belongs to another shard, or stands above its shard's position, stops
+the import, and the store stays nobody's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from io import SEEK_END
+from typing import IO, Any
+
+from ..actors.errors import IncompatibleStore
+from ..actors.settings import Settings
+from ..persistence.export_format import DamagedExport, ExportedRow, ExportReader, Head, Session, ShardEnd, check_whole
+from ..persistence.records import ClientRow, Commit, OutboxRow
+from ..persistence.spi import CheckpointEnd, Store, TableWrite, loading_name
+from ..persistence.tables import Table, TableRow, payload_bytes, position_of
+from ..sharding.hashing import shard_of
+from .store_walk import Tell
+
+_FIELDS = {Table.NAMED: "named"}
+"""Fields of `TableWrite` that are not called as their table."""
+
+
+async def import_store(store: Store, file: IO[bytes], *, app: str, settings: Settings, tell: Tell) -> int:
+    """Load an export, from a file that can be read twice, into a store that is not there yet and not opened. Return the
+    number of rows.
+
+    Raises `DamagedExport` for a file that cannot be believed, `IncompatibleStore` for one of another app or shard count
+    and for a store that holds something else.
+    """
+    size = file.seek(0, SEEK_END)
+    file.seek(0)
+    check_whole(file, size)
+    file.seek(0)
+    reader = ExportReader(file)
+    head = reader.head
+    if head.app != app:
+        raise IncompatibleStore(f"this is an export of the app {head.app!r}, not {app!r}: name that app")
+    if head.shards != settings.shards:
+        raise IncompatibleStore(
+            f"this export has {head.shards} shards, not {settings.shards}, and the count is fixed: "
+            f"set shards to {head.shards}"
+        )
+    await store.open(loading_name(app, head.id), head.shards)
+    try:
+        return await _load(store, reader, head, size, tell, settings)
+    except DamagedExport as error:
+        raise DamagedExport(f"{error}; the store has a part of it, and no app can use it: remove it") from None
+    finally:
+        await store.close()
+
+
+async def _load(store: Store, reader: ExportReader, head: Head, size: int, tell: Tell, settings: Settings) -> int:
+    sessions: dict[int, int] = {}
+    batch = _Batch(0)
+    rows = 0
+    for item in reader:
+        match item:
+            case Session(client, renewals):
+                sessions[client] = renewals
+            case ExportedRow(table, shard, row):
+                _check_place(row, shard, batch.shard, head)
+                batch.add(table, row)
+                rows += 1
+                if batch.rows >= settings.table_write_rows or batch.bytes >= settings.table_write_bytes:
+                    await store.load([batch.taken()])
+                    tell(reader.bytes_read, size)
+            case ShardEnd(shard, epoch, position):
+                if shard != batch.shard or batch.highest > position:
+                    raise DamagedExport(f"shard {shard} ends at {position}, out of order or before what it holds")
+                await store.load([batch.taken(epoch, position)])
+                batch = _Batch(shard + 1)
+                tell(reader.bytes_read, size)
+    if batch.shard != head.shards or len(sessions) != head.sessions:
+        raise DamagedExport(f"there are {batch.shard} shards and {len(sessions)} sessions: some are missing")
+    await store.finish_load(head.app, head.numbers, sessions)
+    return rows
+
+
+class _Batch:
+    """What the next transaction writes of one shard."""
+
+    def __init__(self, shard: int) -> None:
+        self.shard = shard
+        self.highest = 0
+        """The highest position that a row of the shard names."""
+        self._commits_to = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._rows: defaultdict[str, list[Any]] = defaultdict(list)
+        self._commits: list[Commit] = []
+        self.rows = 0
+        self.bytes = 0
+
+    def add(self, table: Table, row: TableRow) -> None:
+        if isinstance(row, Commit):
+            if row.position <= self._commits_to:
+                raise DamagedExport(f"history of shard {self.shard}: {row.position} follows {self._commits_to}")
+            self._commits_to = row.position
+            self._commits.append(row)
+        else:
+            self._rows[_FIELDS.get(table, table.value)].append(row)
+        self.highest = max(self.highest, position_of(row))
+        self.rows += 1
+        self.bytes += payload_bytes(row)
+
+    def taken(self, epoch: int = 0, position: int = 0) -> TableWrite:
+        """The write, after which the batch is empty. What has commits moves p to the last of them, so that a repeat
+        does not add them twice."""
+        through = max(position, self._commits_to)
+        end = CheckpointEnd(through, tuple(self._commits)) if position or epoch or self._commits else None
+        fields: dict[str, Any] = {field: tuple(rows) for field, rows in self._rows.items()}
+        write = TableWrite(self.shard, epoch, end=end, **fields)
+        self._clear()
+        return write
+
+
+def _check_place(row: TableRow, shard: int, expected: int, head: Head) -> None:
+    if shard != expected:
+        raise DamagedExport(f"a row of shard {shard} stands among those of shard {expected}")
+    if not isinstance(row, ClientRow | OutboxRow) and shard_of(row.id, head.shards) != shard:
+        raise DamagedExport(f"{row.kind}/{row.id!r} does not belong to shard {shard}")
