@@ -135,6 +135,8 @@ class Bite:
     told: str
     broken: str = ""
     """A promise about this fault that was not kept, in words."""
+    away_s: float = 0.0
+    """How long the store was away; a server that was killed recovers before it answers."""
 
 
 @dataclass
@@ -336,7 +338,8 @@ class Chaos:
 
     async def stop_host(self) -> Bite:
         """SIGSTOP of a host until others serve what it had, then SIGCONT. It bit when the process was ended while it
-        stood still (on SQLite), or ended itself afterwards because a write or a renewal of it was refused."""
+        stood still (on SQLite, by its successor) or when it went on (by the coordinator), or ended itself because a
+        write or a renewal of it was refused."""
         facts = await self.facts()
         victim = self.victim(facts)
         shards = self._loaded_of(facts, victim.incarnation)
@@ -344,7 +347,7 @@ class Chaos:
         process.suspend()
         try:
             await self._relieved(victim)
-            bit, told = not _runs(process), "ended by its successor"
+            bit, told = not _runs(process), "ended while it stood still"
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
@@ -355,14 +358,15 @@ class Chaos:
                     raise ChaosFailed(f"{process} was relieved, and still runs")
                 await asyncio.sleep(LOOK_S)
             told = await asyncio.to_thread(self._last_words, process.pid)
-            bit = any(reason in told for reason in ("Fenced", "seal", "condemned"))
+            bit = not told or any(reason in told for reason in ("Fenced", "seal", "condemned"))
+            told = told or "ended by the coordinator, which made another host on its node"
         return Bite(shards, bit, f"host {victim.incarnation}, pid {process.pid}: {told}")
 
     def _last_words(self, pid: int) -> str:
-        """Why a host ended, as it logged it."""
+        """Why a host ended, as it logged it; empty when it was ended."""
         logs = self.nodes.folder.glob(f"session_2*/logs/worker-*-{pid}.err")
         lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if " ended: " in line]
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else ""
 
     async def kill_node(self, *, again: bool = True) -> Bite:
         """SIGKILL of a raylet (not the head's) with its workers. `again`: then a node joins in its place."""
@@ -475,17 +479,20 @@ class Chaos:
     async def _without_store(self, down: Callable[[], None], up: Callable[[], None], down_s: float) -> Bite:
         """It bit when the load waited for the store; nobody may be condemned for that."""
         before = await self.facts()
+        began = time.monotonic()
         await asyncio.to_thread(down)
         answers = asyncio.create_task(self.load.more(ANSWERS))
         try:
             answered, _ = await asyncio.wait({answers}, timeout=down_s)
         finally:
             await asyncio.to_thread(up)
+        away_s = time.monotonic() - began
         await answers
         after = await self.whole()
         lost = sorted(before.hosts.keys() - after.hosts.keys())
         broken = f"hosts {lost} ended, though only the store was silent" if lost else ""
-        return Bite(self._loaded, not answered, f"the store was away for {down_s:.1f} s", broken)
+        told = f"down for {down_s:.1f} s, back after {away_s:.1f} s"
+        return Bite(self._loaded, not answered, told, broken, away_s)
 
     # ---- faults: nodes that come and go
 

@@ -14,7 +14,18 @@ from functools import partial
 
 import pytest
 import pytest_asyncio
-from chaos import FAULTS, GCS_SURVIVES, LEASE_S, PATIENCE_S, SHARDS, Bite, Chaos, Fault, StoreKind
+from chaos import (
+    FAULTS,
+    FAULTS_OF_POSTGRES,
+    GCS_SURVIVES,
+    LEASE_S,
+    PATIENCE_S,
+    SHARDS,
+    Bite,
+    Chaos,
+    Fault,
+    StoreKind,
+)
 from chaos import running as running_chaos
 from ledger import List
 from luck import Luck
@@ -178,6 +189,8 @@ BOUNDS_S = {
     "joins and a leave at once": 1.0,
 }
 """What a steady caller waits at most, in the median of the rounds: of the rows, on a machine that does nothing else."""
+BACK_S = 5.0
+"""After an outage of the store every caller is answered again."""
 
 
 @pytest.mark.soak
@@ -194,6 +207,19 @@ async def test_one_kind_of_fault_for_a_minute(chaos: Chaos, name: str) -> None:
         while len((await chaos.whole()).hosts) > 3:
             nothing_went_wrong(await chaos.inflict("leave"))
     assert statistics.median(gaps) <= BOUNDS_S[name] + PAUSE_S, gaps
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@on_postgresql
+@pytest.mark.parametrize("name", FAULTS_OF_POSTGRES)
+async def test_postgresql_is_away_again_and_again(chaos: Chaos, name: str) -> None:
+    """R01: for longer than leases, statements and lanes wait; callers wait for it and little longer, and none fails."""
+    end = time.monotonic() + float(os.environ.get("SOAK_S", "60"))
+    while time.monotonic() < end:
+        done = await chaos.inflict(name)
+        nothing_went_wrong(done)
+        assert done.gap_s < done.bite.away_s + BACK_S, done.bite.told
 
 
 @pytest.mark.soak
