@@ -2,7 +2,7 @@
 #
 #   make test     the tests, but those that take minutes       make soak    those
 #   make run      the main job: a year of flights, one node killed in the middle    (ARGS="--flights 20000 --no-kill")
-#                 the same on a PostgreSQL server of its own: make run STORE=postgresql
+#                 the same on a PostgreSQL server of its own: make run STORE=postgresql, make chaos STORE=postgresql
 #   make bench    measures, and prints each figure beside its bound                 (ARGS="--quick --json FILE")
 #   make chaos    faults on a real Ray cluster under load, the history checked      (ARGS="--minutes 1 --json FILE")
 #   make check    style and types                              make wheel   build the wheel, try it in an empty environment
@@ -57,7 +57,7 @@ run: $(READY)
 	$(BIN)/python examples/flights.py $(if $(STORE),--store $(STORE)) $(ARGS)
 
 chaos: $(READY)
-	$(BIN)/python deploy/chaos.py $(ARGS)
+	$(BIN)/python deploy/chaos.py $(if $(STORE),--store $(STORE)) $(ARGS)
 
 # In build/ and dist/ nothing old may lie: setuptools would ship a module that was deleted since.
 wheel: $(READY)

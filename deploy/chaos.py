@@ -3,6 +3,7 @@ the history of two clients tells whether anything was lost, doubled, reordered o
 
     python deploy/chaos.py --minutes 1 --json chaos.json           (or: make chaos ARGS="--minutes 1 --json chaos.json")
     python deploy/chaos.py --fault "drain" --fault "node killed"   only these, each once
+    python deploy/chaos.py --store postgresql      on a PostgreSQL server of its own, which fails, too
 
 It starts Ray nodes on this machine, an app on them, and two client processes, one inside Ray and one over TCP. One
 fault is a round: the cluster is whole, the load runs, the fault is done and *seen to bite* (a host that was stopped was
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import json
 import os
 import random
@@ -27,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -35,11 +37,14 @@ from typing import Annotated, Any
 
 import psutil
 import typer
+from postgres_server import PostgresServer
 from rich.console import Console
 from rich.table import Table
 from three_nodes import Node, RayNodes
 
 import atoll
+from atoll.actors.errors import StoreUnavailable
+from atoll.actors.settings import Settings
 from atoll.persistence.open import open_store
 from atoll.persistence.spi import HostRow, HostState, ShardRow, ShardState, Store
 
@@ -50,6 +55,7 @@ from ledger import Findings, History, Journal, List, Operation, app  # noqa: E40
 from steady_load import SteadyLoad, failures, loaded_shards, longest_gap_s, steady_load  # noqa: E402
 
 SHARDS = 256
+LEASE_S = Settings().lease_s
 START_TIMEOUT_S = 120.0
 PATIENCE_S = 120.0
 """For anything that has to come about: a busy machine starts a Ray node in 20 s, and Ray notices a dead one in 15."""
@@ -65,12 +71,21 @@ GROWTH = {"joins": 2, "joins and a leave at once": 2, "come and go": 1}
 TRIES = 3
 """At a fault that has to meet a moment."""
 SHARE_WITHIN = 0.1
+KILLED_S = (2.0, 2 * LEASE_S)
+"""How long there is no PostgreSQL server, at random: the load would have had its answers in less."""
+STOPPED_S = (1.5 * LEASE_S, 4 * LEASE_S)
+"""How long it stands still: beyond every lease, and at times beyond the store's time-out for a statement (6 s)."""
 GCS_SURVIVES = tuple(int(part) for part in version("ray").split(".")[:2]) >= (2, 60)
 """Its embedded storage (alpha) is in this version of Ray."""
 TELLS_TIMEOUT_S = 30.0
 """Until every tell that was accepted must have run."""
 
 console = Console(stderr=True)
+
+
+class StoreKind(enum.StrEnum):
+    SQLITE = "sqlite"
+    POSTGRESQL = "postgresql"
 
 
 class ChaosFailed(Exception):
@@ -118,6 +133,10 @@ class Bite:
     """Whose callers may have noticed."""
     bit: bool
     told: str
+    broken: str = ""
+    """A promise about this fault that was not kept, in words."""
+    away_s: float = 0.0
+    """How long the store was away; a server that was killed recovers before it answers."""
 
 
 @dataclass
@@ -157,7 +176,10 @@ class Watch:
     async def _look(self) -> None:
         while True:
             began = time.monotonic()
-            rows = await self._store.shards()
+            try:
+                rows = await self._store.shards()
+            except StoreUnavailable:
+                rows = []  # it is the store that fails
             for row in rows:
                 if row.owner is None:
                     since = self._since.setdefault(row.shard, began)
@@ -176,7 +198,17 @@ class Watch:
 class Chaos:
     """A running cluster with its load, and the faults. Each fault leaves it whole."""
 
-    def __init__(self, nodes: RayNodes, store: Store, load: SteadyLoad, token_file: str, seed: int) -> None:
+    def __init__(
+        self,
+        nodes: RayNodes,
+        store: Store,
+        load: SteadyLoad,
+        token_file: str,
+        seed: int,
+        postgres: PostgresServer | None = None,
+    ) -> None:
+        """`postgres`: the server that the store is on, if it is on one."""
+        self.faults = faults_on(StoreKind.SQLITE if postgres is None else StoreKind.POSTGRESQL)
         self.nodes = nodes
         self.store = store
         self.load = load
@@ -185,6 +217,7 @@ class Chaos:
         self.watch = Watch(store)
         self.done: list[Fault] = []
         self.token_file = token_file
+        self._postgres = postgres
         self._by_id: dict[str, Node] = {node.node_id: node for node in nodes.nodes}
         self._loaded = loaded_shards(SHARDS)
         self._kept: list[subprocess.Popen[bytes]] = []
@@ -201,7 +234,7 @@ class Chaos:
         self.watch.begin()
         began = time.monotonic()
         try:
-            bite = await (fault() if fault else FAULTS[name](self))
+            bite = await (fault() if fault else self.faults[name](self))
             await self.whole()
         except (TimeoutError, RuntimeError, ChaosFailed) as error:
             raise ChaosFailed(f"{told}: {error}") from error
@@ -241,6 +274,17 @@ class Chaos:
     # ---- what there is
 
     async def facts(self) -> Facts:
+        """Waits for a store that does not answer."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return await self._facts()
+            except StoreUnavailable as error:
+                if time.monotonic() > deadline:
+                    raise ChaosFailed(f"the store does not answer: {error}") from error
+                await asyncio.sleep(LOOK_S)
+
+    async def _facts(self) -> Facts:
         hosts = await self.store.hosts()  # before the shards: an owner that is not among them is news
         live = {host.incarnation: host for host in hosts if host.state is HostState.LIVE}
         condemned = frozenset(host.incarnation for host in hosts if host.state is HostState.GONE)
@@ -294,7 +338,8 @@ class Chaos:
 
     async def stop_host(self) -> Bite:
         """SIGSTOP of a host until others serve what it had, then SIGCONT. It bit when the process was ended while it
-        stood still, or ended itself afterwards because a write of it was refused."""
+        stood still (on SQLite, by its successor) or when it went on (by the coordinator), or ended itself because a
+        write or a renewal of it was refused."""
         facts = await self.facts()
         victim = self.victim(facts)
         shards = self._loaded_of(facts, victim.incarnation)
@@ -302,7 +347,7 @@ class Chaos:
         process.suspend()
         try:
             await self._relieved(victim)
-            bit, told = not _runs(process), "ended by its successor"
+            bit, told = not _runs(process), "ended while it stood still"
         finally:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
@@ -313,14 +358,15 @@ class Chaos:
                     raise ChaosFailed(f"{process} was relieved, and still runs")
                 await asyncio.sleep(LOOK_S)
             told = await asyncio.to_thread(self._last_words, process.pid)
-            bit = "Fenced" in told or "seal" in told
+            bit = not told or any(reason in told for reason in ("Fenced", "seal", "condemned"))
+            told = told or "ended by the coordinator, which made another host on its node"
         return Bite(shards, bit, f"host {victim.incarnation}, pid {process.pid}: {told}")
 
     def _last_words(self, pid: int) -> str:
-        """Why a host ended, as it logged it."""
+        """Why a host ended, as it logged it; empty when it was ended."""
         logs = self.nodes.folder.glob(f"session_2*/logs/worker-*-{pid}.err")
         lines = [line for log in logs for line in log.read_text(errors="replace").splitlines() if " ended: " in line]
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else ""
 
     async def kill_node(self, *, again: bool = True) -> Bite:
         """SIGKILL of a raylet (not the head's) with its workers. `again`: then a node joins in its place."""
@@ -412,6 +458,42 @@ class Chaos:
             if time.monotonic() > deadline:
                 raise ChaosFailed("Ray made no other coordinator")
 
+    # ---- faults: the store
+
+    async def kill_postgres(self, down_s: float | None = None) -> Bite:
+        """SIGKILL of the PostgreSQL server with all its processes. It is started again after `down_s`."""
+        server = self._server()
+        down_s = self.luck.uniform(*KILLED_S) if down_s is None else down_s
+        return await self._without_store(server.kill, server.restart, down_s)
+
+    async def stop_postgres(self, down_s: float | None = None) -> Bite:
+        """SIGSTOP of all its processes for `down_s`, then SIGCONT: connections stay open, and nobody answers."""
+        server = self._server()
+        down_s = self.luck.uniform(*STOPPED_S) if down_s is None else down_s
+        return await self._without_store(server.suspend, server.resume, down_s)
+
+    def _server(self) -> PostgresServer:
+        assert self._postgres is not None, "this store is on no server"
+        return self._postgres
+
+    async def _without_store(self, down: Callable[[], None], up: Callable[[], None], down_s: float) -> Bite:
+        """It bit when the load waited for the store; nobody may be condemned for that."""
+        before = await self.facts()
+        began = time.monotonic()
+        await asyncio.to_thread(down)
+        answers = asyncio.create_task(self.load.more(ANSWERS))
+        try:
+            answered, _ = await asyncio.wait({answers}, timeout=down_s)
+        finally:
+            await asyncio.to_thread(up)
+        away_s = time.monotonic() - began
+        await answers
+        after = await self.whole()
+        lost = sorted(before.hosts.keys() - after.hosts.keys())
+        broken = f"hosts {lost} ended, though only the store was silent" if lost else ""
+        told = f"down for {down_s:.1f} s, back after {away_s:.1f} s"
+        return Bite(self._loaded, not answered, told, broken, away_s)
+
     # ---- faults: nodes that come and go
 
     async def drain(self, victim: HostRow | None = None) -> Bite:
@@ -499,7 +581,7 @@ class Chaos:
         deck: list[str] = []
         while time.monotonic() < end:
             if not deck:
-                deck = sorted(FAULTS)
+                deck = sorted(self.faults)
                 self.luck.shuffle(deck)
             nodes = len(self._by_id)
             if nodes < NODES_MIN:
@@ -511,7 +593,7 @@ class Chaos:
 
     async def run(self, name: str, say: Callable[[str], None]) -> None:
         fault = await self.inflict(name)
-        problems = len(fault.findings.all()) + len(fault.failed)
+        problems = len(fault.findings.all()) + len(fault.failed) + bool(fault.bite.broken)
         say(
             f"{name}: {fault.bite.told}; gap {fault.gap_s * 1000:.0f} ms, whole after {fault.seconds:.1f} s, "
             f"{fault.moves} moves, {fault.operations} operations"
@@ -549,6 +631,8 @@ class Chaos:
             found += [f"{fault.name}: {finding}" for finding in [*fault.findings.all(), *fault.failed]]
             if not fault.bite.bit:
                 found.append(f"{fault.name} did not bite: {fault.bite.told}")
+            if fault.bite.broken:
+                found.append(f"{fault.name}: {fault.bite.broken}")
         return found
 
 
@@ -566,6 +650,14 @@ FAULTS: dict[str, Callable[[Chaos], Awaitable[Bite]]] = {
 }
 if GCS_SURVIVES:
     FAULTS["GCS killed"] = Chaos.kill_gcs
+FAULTS_OF_POSTGRES: dict[str, Callable[[Chaos], Awaitable[Bite]]] = {
+    "PostgreSQL killed": Chaos.kill_postgres,
+    "PostgreSQL stopped": Chaos.stop_postgres,
+}
+
+
+def faults_on(store: StoreKind) -> dict[str, Callable[[Chaos], Awaitable[Bite]]]:
+    return FAULTS if store is StoreKind.SQLITE else FAULTS | FAULTS_OF_POSTGRES
 
 
 def _process(host: HostRow) -> psutil.Process:
@@ -593,16 +685,21 @@ def _moving(facts: Facts) -> int:
 
 
 @contextlib.asynccontextmanager
-async def running(folder: Path, seed: int, *, nodes: int = 3, pause_s: float = 0.03) -> AsyncIterator[Chaos]:
+async def running(
+    folder: Path, seed: int, *, nodes: int = 3, pause_s: float = 0.03, store: StoreKind = StoreKind.SQLITE
+) -> AsyncIterator[Chaos]:
     """A fresh cluster with its load. Nothing of it outlives the `async with` but the folder, which is the caller's.
     `pause_s`: of each steady caller, between an answer and what it sends next."""
     async with contextlib.AsyncExitStack() as stack:
+        made = contextlib.ExitStack()
+        stack.push_async_callback(asyncio.to_thread, made.close)
+        url, postgres = await asyncio.to_thread(made.enter_context, _own_store(store, folder))
         ray = await asyncio.to_thread(RayNodes.start, nodes, environment=_surviving(folder))
         stack.push_async_callback(asyncio.to_thread, ray.stop)
-        started = await asyncio.to_thread(_start_app, ray, folder)
-        store = open_store(_store_url(folder))
-        stack.push_async_callback(store.close)
-        await store.open(app.name, SHARDS)
+        started = await asyncio.to_thread(_start_app, ray, folder, url)
+        looking = open_store(url)
+        stack.push_async_callback(looking.close)
+        await looking.open(app.name, SHARDS)
         load = await stack.enter_async_context(
             steady_load(
                 app.name,
@@ -615,7 +712,7 @@ async def running(folder: Path, seed: int, *, nodes: int = 3, pause_s: float = 0
                 pause_s=pause_s,
             )
         )
-        chaos = Chaos(ray, store, load, started["token_file"], seed)
+        chaos = Chaos(ray, looking, load, started["token_file"], seed, postgres)
         stack.push_async_callback(chaos.watch.stop)
         yield chaos
 
@@ -628,13 +725,19 @@ def _surviving(folder: Path) -> dict[str, str]:
     return {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder / "gcs")}
 
 
-def _store_url(folder: Path) -> str:
-    return f"sqlite:{folder / 'store'}"
+@contextlib.contextmanager
+def _own_store(kind: StoreKind, folder: Path) -> Iterator[tuple[str, PostgresServer | None]]:
+    """The URL of an empty store, and the server that it is on."""
+    if kind is StoreKind.SQLITE:
+        yield f"sqlite:{folder / 'store'}", None
+        return
+    with PostgresServer.start() as server:
+        yield server.create_store(app.name), server
 
 
-def _start_app(nodes: RayNodes, folder: Path) -> dict[str, Any]:
+def _start_app(nodes: RayNodes, folder: Path, store_url: str) -> dict[str, Any]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("ATOLL_", "RAY_"))}
-    arguments = ["start", "ledger:app", "--app-dir", str(HELPERS), "--store", _store_url(folder), "--json"]
+    arguments = ["start", "ledger:app", "--app-dir", str(HELPERS), "--store", store_url, "--json"]
     run = subprocess.run(
         [str(Path(sys.executable).with_name("atoll")), *arguments, "--timeout", str(START_TIMEOUT_S)],
         env={**environment, "RAY_ADDRESS": nodes.address, "ATOLL_SHARDS": str(SHARDS)},
@@ -660,18 +763,22 @@ cli = typer.Typer(add_completion=False)
 def main(
     minutes: Annotated[float, typer.Option(min=0.0, help="Go on with faults for so long.")] = 1.0,
     fault: Annotated[list[str] | None, typer.Option(help="Only this one, once; may be given several times.")] = None,
+    store: Annotated[
+        StoreKind, typer.Option(help="What keeps the app's data; `postgresql`: a server of its own.")
+    ] = StoreKind.SQLITE,
     seed: Annotated[int | None, typer.Option(help="Replays the order of faults and their victims.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there.")] = None,
 ) -> None:
     """Faults on a real Ray cluster under steady load, and whether the history is one that can be."""
-    unknown = sorted(set(fault or ()) - FAULTS.keys())
+    known = faults_on(store).keys()
+    unknown = sorted(set(fault or ()) - known)
     if unknown:
-        raise typer.BadParameter(f"{unknown} is none of {sorted(FAULTS)}", param_hint="--fault")
+        raise typer.BadParameter(f"{unknown} is none of {sorted(known)}", param_hint="--fault")
     drawn = random.SystemRandom().randrange(2**32) if seed is None else seed
     console.print(f"seed {drawn}")
     folder = Path(tempfile.mkdtemp(prefix="atoll-chaos-"))
     try:
-        figures, wrong = asyncio.run(_run(folder, drawn, minutes, fault or []))
+        figures, wrong = asyncio.run(_run(folder, drawn, minutes, fault or [], store))
     except ChaosFailed as error:
         console.print(f"[red]failed[/red] {error}", soft_wrap=True)
         raise typer.Exit(1) from None
@@ -685,11 +792,13 @@ def main(
     raise typer.Exit(1 if wrong else 0)
 
 
-async def _run(folder: Path, seed: int, minutes: float, names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+async def _run(
+    folder: Path, seed: int, minutes: float, names: Sequence[str], store: StoreKind
+) -> tuple[dict[str, Any], list[str]]:
     def say(line: str) -> None:
         console.print(line, soft_wrap=True)
 
-    async with running(folder, seed) as chaos:
+    async with running(folder, seed, store=store) as chaos:
         if names:
             for name in names:
                 await chaos.run(name, say)

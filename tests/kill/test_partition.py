@@ -20,7 +20,6 @@ from postgres_server import PostgresServer
 from steady_client import Spec
 from steady_load import SteadyClient, failures
 
-from atoll.persistence.postgres_migrate import migrate
 from atoll.persistence.spi import HostState, ShardRow, ShardState
 
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
@@ -41,9 +40,7 @@ def network() -> Iterator[CutOff]:
 def store(network: CutOff) -> Iterator[str]:
     """The URL of a database on this side of the network, which the other side reaches too."""
     with PostgresServer.start(also_at=network.here) as server:
-        server.create_database("ledger")
-        asyncio.run(migrate(server.owner_url("ledger")))
-        yield server.url("ledger")
+        yield server.create_store("ledger")
 
 
 @contextlib.asynccontextmanager

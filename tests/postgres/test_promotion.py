@@ -13,7 +13,7 @@ from postgres_server import PostgresServer
 
 from atoll.actors.errors import CorruptRecord, IncompatibleStore, StoreUnavailable
 from atoll.persistence.postgres import PostgresStore
-from atoll.persistence.postgres_migrate import accept, migrate
+from atoll.persistence.postgres_migrate import accept
 from atoll.persistence.spi import HostState
 
 DATABASE = "bank"
@@ -59,8 +59,7 @@ class Pair:
 def pair() -> Iterator[Pair]:
     """Servers of their own: a promotion cannot be undone."""
     with PostgresServer.start() as primary, contextlib.ExitStack() as stack:
-        primary.create_database(DATABASE)
-        asyncio.run(migrate(primary.owner_url(DATABASE)))
+        primary.create_store(DATABASE)
         yield Pair(primary, stack.enter_context(primary.standby()))
 
 

@@ -1,5 +1,7 @@
 """A cluster that changes and breaks while two clients use it, one inside Ray and one without: one fault after the other,
-each seen to bite, and the history of the clients checked after each. `make chaos` runs them at random."""
+each seen to bite, and the history of the clients checked after each. `make chaos` runs them at random.
+
+On SQLite in detail; on PostgreSQL each kind of fault once, and those of the server itself. The soak tests run on both."""
 
 from __future__ import annotations
 
@@ -7,12 +9,23 @@ import asyncio
 import os
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 
 import pytest
 import pytest_asyncio
-from chaos import GCS_SURVIVES, PATIENCE_S, SHARDS, Bite, Chaos, Fault
+from chaos import (
+    FAULTS,
+    FAULTS_OF_POSTGRES,
+    GCS_SURVIVES,
+    LEASE_S,
+    PATIENCE_S,
+    SHARDS,
+    Bite,
+    Chaos,
+    Fault,
+    StoreKind,
+)
 from chaos import running as running_chaos
 from ledger import List
 from luck import Luck
@@ -27,19 +40,22 @@ GAP_MAX_S = 30.0
 """What anybody may wait here, beside other tests on a small machine. The rows' own bounds are those of the soak tests."""
 PAUSE_S = 0.1
 """Of a steady caller: the load leaves the machine room to start nodes. It is part of every gap."""
-LEASE_S = 3.0
+on_sqlite = pytest.mark.parametrize("chaos", [StoreKind.SQLITE], indirect=True)
+on_postgresql = pytest.mark.parametrize("chaos", [StoreKind.POSTGRESQL], indirect=True)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def chaos(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Chaos]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=list(StoreKind))
+async def chaos(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Chaos]:
     """Two nodes at first. Every fault leaves the cluster whole, with the nodes that are there then."""
-    async with running_chaos(tmp_path_factory.mktemp("chaos"), Luck().first_seed, nodes=2, pause_s=PAUSE_S) as found:
+    folder, seed = tmp_path_factory.mktemp("chaos"), Luck().first_seed
+    async with running_chaos(folder, seed, nodes=2, pause_s=PAUSE_S, store=request.param) as found:
         yield found
 
 
 def nothing_went_wrong(fault: Fault) -> None:
     assert fault.bite.bit, f"{fault.name} did not bite: {fault.bite.told}"
     assert not fault.findings.all(), f"{fault.name}: {fault.findings.all()[:5]}"
+    assert not fault.bite.broken, f"{fault.name}: {fault.bite.broken}"
     assert not fault.failed, f"{fault.name}: {len(fault.failed)} of {fault.operations} failed: {fault.failed[:5]}"
     assert 0 < fault.gap_s < GAP_MAX_S, fault.name
 
@@ -63,6 +79,7 @@ def _incarnation(route: Route | None) -> int | None:
     return None if route is None else route.incarnation
 
 
+@on_sqlite
 async def test_two_nodes_join_under_load_and_get_their_share(chaos: Chaos) -> None:
     """S02: a third and a fourth node: their hosts hold their share within 10 %, no command fails meanwhile, and all agree
     on who owns what afterwards."""
@@ -75,6 +92,7 @@ async def test_two_nodes_join_under_load_and_get_their_share(chaos: Chaos) -> No
     await all_agree_on_the_table(chaos)
 
 
+@on_sqlite
 async def test_a_host_is_drained_while_a_handler_of_it_runs(chaos: Chaos) -> None:
     """S07: no command fails, nothing is lost, and a turn that takes long ends, once, before its shard is handed over."""
 
@@ -97,23 +115,27 @@ async def test_a_host_is_drained_while_a_handler_of_it_runs(chaos: Chaos) -> Non
     nothing_went_wrong(await chaos.inflict("drain", drain))
 
 
+@on_sqlite
 async def test_the_coordinator_is_killed_amid_moves(chaos: Chaos) -> None:
     """S06: SIGKILL while a drain is under way: no command fails, the moves end when Ray has made another coordinator,
     every shard is owned."""
     nothing_went_wrong(await chaos.inflict("coordinator killed amid moves"))
 
 
+@on_sqlite
 async def test_a_host_stands_still_beyond_its_lease_under_load(chaos: Chaos) -> None:
     """S05: SIGSTOP, then SIGCONT once others serve what it had: it was ended by its successor or had its writes refused,
     no read is stale, and nothing is lost, doubled or reordered."""
     nothing_went_wrong(await chaos.inflict("host stopped"))
 
 
+@on_sqlite
 async def test_a_node_is_killed_under_load(chaos: Chaos) -> None:
     """S04: SIGKILL of a raylet and all its workers: nothing is lost, no command fails. (`make chaos` brings it back.)"""
     nothing_went_wrong(await chaos.inflict("node killed", partial(chaos.kill_node, again=False)))
 
 
+@on_sqlite
 @pytest.mark.skipif(not GCS_SURVIVES, reason="this version of Ray cannot restart its GCS without more software")
 async def test_the_gcs_is_killed_and_comes_back(chaos: Chaos) -> None:
     """R06: with a storage that survives (RocksDB): commands are answered while there is none, and none fails; afterwards
@@ -121,6 +143,7 @@ async def test_the_gcs_is_killed_and_comes_back(chaos: Chaos) -> None:
     nothing_went_wrong(await chaos.inflict("GCS killed"))
 
 
+@on_sqlite
 async def test_two_nodes_join_while_one_leaves(chaos: Chaos) -> None:
     """S12: no command fails; shards move as often as they must, and none is without an owner for long."""
     before = await chaos.whole()
@@ -129,6 +152,28 @@ async def test_two_nodes_join_while_one_leaves(chaos: Chaos) -> None:
     assert len((await chaos.whole()).hosts) == len(before.hosts) + 1
     assert fault.moves <= 2 * SHARDS, "each shard moves once or twice, not to and fro"
     assert fault.unowned_s < GAP_MAX_S
+
+
+# ---- on PostgreSQL
+
+SHORT: dict[str, Callable[[Chaos], Awaitable[Bite]]] = {
+    "joins": lambda chaos: chaos.join(1),
+    "drain": FAULTS["drain"],
+    "coordinator killed amid moves": FAULTS["coordinator killed amid moves"],
+    "host killed": FAULTS["host killed"],
+    "host stopped": FAULTS["host stopped"],
+    "PostgreSQL killed": lambda chaos: chaos.kill_postgres(2.0),
+    "PostgreSQL stopped": lambda chaos: chaos.stop_postgres(1.5 * LEASE_S),
+    "node killed": lambda chaos: chaos.kill_node(again=False),
+}
+
+
+@on_postgresql
+@pytest.mark.parametrize("name", SHORT)
+async def test_one_fault_of_each_kind_on_postgresql(chaos: Chaos, name: str) -> None:
+    """S02, S03, S04, S05, S06, S07, R01: no command fails, and nothing is lost, doubled, reordered or stale. While the
+    server is killed, or stands still for longer than the leases, commands wait; nobody is condemned for it."""
+    nothing_went_wrong(await chaos.inflict(name, partial(SHORT[name], chaos)))
 
 
 # ---- the same for longer
@@ -144,6 +189,8 @@ BOUNDS_S = {
     "joins and a leave at once": 1.0,
 }
 """What a steady caller waits at most, in the median of the rounds: of the rows, on a machine that does nothing else."""
+BACK_S = 5.0
+"""After an outage of the store every caller is answered again."""
 
 
 @pytest.mark.soak
@@ -160,6 +207,19 @@ async def test_one_kind_of_fault_for_a_minute(chaos: Chaos, name: str) -> None:
         while len((await chaos.whole()).hosts) > 3:
             nothing_went_wrong(await chaos.inflict("leave"))
     assert statistics.median(gaps) <= BOUNDS_S[name] + PAUSE_S, gaps
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@on_postgresql
+@pytest.mark.parametrize("name", FAULTS_OF_POSTGRES)
+async def test_postgresql_is_away_again_and_again(chaos: Chaos, name: str) -> None:
+    """R01: for longer than leases, statements and lanes wait; callers wait for it and little longer, and none fails."""
+    end = time.monotonic() + float(os.environ.get("SOAK_S", "60"))
+    while time.monotonic() < end:
+        done = await chaos.inflict(name)
+        nothing_went_wrong(done)
+        assert done.gap_s < done.bite.away_s + BACK_S, done.bite.told
 
 
 @pytest.mark.soak
