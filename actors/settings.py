@@ -73,6 +73,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     and what runs now could only wait for it."""
     uncommitted_bytes_max: int = 64 << 20
     """The same in bytes."""
+    batched_max: int = 500
+    """Commands that one turn of an `@atoll.batched` handler takes; their records go into one append."""
     batch_commands_max: int = 1000
     """Records in one append. Larger batches no longer gain throughput, and delay everybody in them."""
     batch_bytes_max: int = 4 << 20

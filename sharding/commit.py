@@ -57,6 +57,8 @@ class CommitPath:
         self._filling: list[Record] = []
         self._sizes: list[int] = []
         """Of the records in `_filling`."""
+        self._tied: list[bool] = []
+        """Of the records in `_filling`: whether it goes into one row with the one before it."""
         self._filling_bytes = 0
         self.uncommitted_bytes = 0
         """Staged and not durable."""
@@ -69,10 +71,12 @@ class CommitPath:
         self.n = 0
         """The newest durable row of the log."""
 
-    def stage(self, record: Record) -> int:
-        """Put a record into the next batch; return its ticket."""
+    def stage(self, record: Record, *, tied: bool = False) -> int:
+        """Put a record into the next batch; return its ticket. `tied`: it is durable together with the one staged just
+        before, or neither is."""
         size = record_bytes(record)
         self._filling.append(record)
+        self._tied.append(tied)
         self._sizes.append(size)
         self._filling_bytes += size
         self.uncommitted_bytes += size
@@ -155,7 +159,9 @@ class CommitPath:
                 if size > self._settings.batch_bytes_max:
                     count = fitting
                     break
-        self._filling, self._sizes = batch[count:], sizes[count:]
+        while count < len(batch) and self._tied[count]:
+            count += 1
+        self._filling, self._sizes, self._tied = batch[count:], sizes[count:], self._tied[count:]
         del batch[count:], sizes[count:]
         self._filling_bytes -= sum(sizes)
         return batch, sizes

@@ -51,6 +51,8 @@ class Pending(msgspec.Struct, eq=False):
     """A host that died may have died of it: before it runs, an attempt is committed."""
     counted: bool = False
     """The run under way stands in `attempts` already."""
+    alone: bool = False
+    """It was in a batch that failed: it runs by itself."""
     behind: int = 0
     """The newest entry that was only stored when it came: it runs after that."""
 

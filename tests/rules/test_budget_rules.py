@@ -209,6 +209,7 @@ def test_a_second_copy_of_a_command_is_not_given_back() -> None:
         s.store_of(host).hold("append")
         for number in range(2, 6):
             c.call(number, "put", id=f"b{number}", item="x")
+        await until(lambda: host.commits.is_full)
         c.call(10, "put", item="repeat", attempt=2, remaining_ms=1000)
         c.call(11, "put", item="named", command_id="order-1", remaining_ms=1000)
         c.call(12, "put", item="plain", remaining_ms=1000)
