@@ -93,6 +93,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     active_entities_max: int = 200_000
     """Above this the least recently used leave memory (about 1-2 KB each)."""
 
+    memory_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """What a host's process may take. From 80 % on entities leave memory and less may wait, from 90 % on much less.
+    0: the limit of its container, else the machine's memory. Set it where several hosts share either."""
+
     # ---- checkpoint, recovery, retention
     checkpoint_s: float = 5.0
     """Age, commands and bytes that are committed but not in the tables: what a failover has to read."""

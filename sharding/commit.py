@@ -53,6 +53,8 @@ class CommitPath:
         self._report = committed
         self._about_to_take = about_to_take
         self._full = full
+        self._bytes_max = settings.uncommitted_bytes_max
+        self._commands_max = settings.uncommitted_commands_max
         self.is_full = False
         self._filling: list[Record] = []
         self._sizes: list[int] = []
@@ -81,7 +83,7 @@ class CommitPath:
         self._filling_bytes += size
         self.uncommitted_bytes += size
         self.staged += 1
-        if not self.is_full:
+        if self.uncommitted_bytes >= self._bytes_max or self.staged - self.committed >= self._commands_max:
             self._measure()
         if len(self._filling) == 1:
             self._wake.set()
@@ -139,11 +141,8 @@ class CommitPath:
                 answers.popleft()[1]()
 
     def _measure(self) -> None:
-        settings = self._settings
-        full = (
-            self.uncommitted_bytes >= settings.uncommitted_bytes_max
-            or self.staged - self.committed >= settings.uncommitted_commands_max
-        )
+        uncommitted = self.staged - self.committed
+        full = self.uncommitted_bytes >= self._bytes_max or uncommitted >= self._commands_max
         if full is not self.is_full:
             self.is_full = full
             self._full(full)

@@ -122,7 +122,11 @@ class TurnPerformer:
 
     def _took(self, resident: Resident, seconds: float) -> None:
         resident.shard.busy_s += seconds
-        self.hot.took(resident.key, seconds)
+        hot = self.hot
+        if hot.skip:
+            hot.skip -= 1
+        else:
+            hot.took(resident.key, seconds)
 
     def _drain(self, resident: Resident, until: float) -> bool:
         mailbox = resident.mailbox

@@ -218,3 +218,33 @@ def test_a_second_copy_of_a_command_is_not_given_back() -> None:
         assert (c.answers(10), c.answers(11)) == ([], [])
 
     play(script, uncommitted_commands_max=2)
+
+
+# ---- a full memory
+
+
+def test_a_host_whose_memory_fills_lets_entities_go_and_less_wait_until_it_is_eased() -> None:
+    """R05, M13: what left comes back when it is called; nobody is refused for good."""
+
+    async def script(s: Scenario) -> None:
+        host = await s.host(0)
+        c = s.raw_client(7, host)
+        for number in range(1, 101):
+            await c.ask(number, "put", id=f"e{number}", item="x")
+        await asyncio.sleep(3)
+        assert len(host.shards[0].residents) == 100
+        host.memory_seen(0.85)
+        await asyncio.sleep(3.5)
+        assert 30 < len(host.shards[0].residents) <= 43
+        host.memory_seen(0.95)
+        assert host.budget._bytes_max == s.settings.queued_bytes_max // 16
+        await asyncio.sleep(30)
+        assert len(host.shards[0].residents) == 0
+        assert await c.ask(101, "put", id="e1", item="y") == 1
+        host.memory_seen(0.5)
+        assert host.budget._bytes_max == s.settings.queued_bytes_max
+        assert await c.ask(102, "put", id="e2", item="z") == 1
+        await asyncio.sleep(3)
+        assert [resident.key[1] for resident in host.shards[0].residents.values()] == ["e2"]
+
+    play(script)
