@@ -240,11 +240,11 @@ def test_a_host_whose_memory_fills_lets_entities_go_and_less_wait_until_it_is_ea
         assert host.budget._bytes_max == s.settings.queued_bytes_max // 16
         await asyncio.sleep(30)
         assert len(host.shards[0].residents) == 0
-        assert await c.ask(101, "put", id="e1", item="y") == 1
         host.memory_seen(0.5)
+        assert await c.ask(101, "put", id="e1", item="y") == 1
         assert host.budget._bytes_max == s.settings.queued_bytes_max
         assert await c.ask(102, "put", id="e2", item="z") == 1
         await asyncio.sleep(3)
-        assert [resident.key[1] for resident in host.shards[0].residents.values()] == ["e2"]
+        assert [resident.key[1] for resident in host.shards[0].residents.values()] == ["e1", "e2"]
 
     play(script)
