@@ -68,11 +68,12 @@ async def test_ten_thousand_senders_wait_for_one_slow_entity(tmp_path: Path) -> 
     async with crowded(tmp_path) as running, running.connect() as cluster:
         slow, before = cluster.entity(desk(), "slow").slow, rss(running)
         await served_again(cluster)
-        waiting = asyncio.create_task(many([slow.using(timeout=5)(1.0) for _ in range(10_000)]))
+        work = [slow.using(timeout=5)(1.0) for _ in range(10_000)]
+        ending = asyncio.ensure_future(many(work))
         await asyncio.sleep(1)
         for _ in range(20):
             await served_again(cluster, 1.0)
-        ends = await waiting
+        ends = await ending
         assert sum(ends.values()) == 10_000
         assert 3 <= ends["OK"] <= 5
         assert ends["Unavailable"] >= 9_900
