@@ -40,7 +40,7 @@ from .actors.errors import (
     Unavailable,
 )
 from .actors.evolution import upcast
-from .actors.handlers import Command, Query, apply, command, query
+from .actors.handlers import Command, Query, apply, batched, command, query
 from .actors.ids import make_command_id
 from .actors.schema import field
 from .actors.settings import Settings
@@ -79,6 +79,7 @@ __all__ = [
     "Token",
     "Unavailable",
     "apply",
+    "batched",
     "command",
     "connect",
     "field",

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from .calls import Status
@@ -90,6 +91,47 @@ class Activation:
             return self._forgotten(handler, stage, error)
         return self._kept(handler, stage, value)
 
+    def run_batch(self, handler: Handler, batch: list[bytes], asked: list[bool], turn: Turn) -> list[TurnResult] | None:
+        """Run many commands of one batched handler in one turn. `asked`: which have a caller who can be refused.
+
+        The first result has the effects of all; the others have a status and a payload. None: something failed and
+        nothing was kept, so they are to be run one by one. Raises as `run` does.
+        """
+        try:
+            values = [handler.decode_arguments(arguments)[0] for arguments in batch]
+        except Exception:  # noqa: BLE001 - whose do not fit will be told when they run alone
+            return None
+        stage = self._begin(turn, "")
+        try:
+            results = handler.call_batch(self._entity, values)
+            if not isinstance(results, list) or len(results) != len(batch):
+                raise TypeError("not one result for each")  # noqa: TRY301 - it fares as any other mistake of a handler
+            replies = [self._reply(handler, value) for value in results]
+            if any(status is not Status.OK and not may for (status, _), may in zip(replies, asked, strict=True)):
+                raise ValueError("a tell was refused")  # noqa: TRY301 - as above: it is dealt with alone
+            if sum(len(payload) for _, payload in replies) > self._settings.batch_bytes_max:
+                raise ValueError("together the results are too large for one append")  # noqa: TRY301 - as above
+        except (KeyboardInterrupt, SystemExit):
+            self._end(stage)
+            self.rewind()
+            raise
+        except BaseException:  # noqa: BLE001 - as in run
+            self._end(stage)
+            self.rewind()
+            return None
+        (status, payload), *others = replies
+        first = self._settled(handler, stage, lambda: payload)
+        if first.error is not None:
+            return None
+        first.status = status
+        return [first, *(TurnResult(status, payload) for status, payload in others)]
+
+    def _reply(self, handler: Handler, value: Any) -> tuple[Status, bytes]:
+        """How one command of a batch ends. Raises when its result cannot be sent."""
+        if isinstance(value, Rejected):
+            return Status.REJECTED, encode_rejected(value)
+        return Status.OK, self._encoded(handler, value)
+
     async def run_async(self, handler: Handler, arguments: bytes, turn: Turn) -> TurnResult:
         """Run an `async` handler in the current task, otherwise like `run`.
 
@@ -154,12 +196,19 @@ class Activation:
         stage.open = False
         set_stage(self._entity, None)
 
+    def _encoded(self, handler: Handler, value: Any) -> bytes:
+        payload = handler.encode_reply(value)
+        if len(payload) > self._settings.reply_bytes_max:
+            _refuse_size("its result", payload, "reply_bytes_max", self._settings.reply_bytes_max)
+        return payload
+
     def _kept(self, handler: Handler, stage: Stage, value: Any) -> TurnResult:
+        return self._settled(handler, stage, lambda: self._encoded(handler, value))
+
+    def _settled(self, handler: Handler, stage: Stage, payload_of: Callable[[], bytes]) -> TurnResult:
         self._end(stage)
         try:
-            payload = handler.encode_reply(value)
-            if len(payload) > self._settings.reply_bytes_max:
-                _refuse_size("its result", payload, "reply_bytes_max", self._settings.reply_bytes_max)
+            payload = payload_of()
             result = self._keep_events(stage, payload) if self.kind.event_sourced else self._keep_state(stage, payload)
         except Exception as error:  # noqa: BLE001 - objects of the user's own may raise anything when encoded
             self.rewind()

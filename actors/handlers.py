@@ -15,6 +15,7 @@ from typing import Any, Concatenate, Generic, Literal, NoReturn, ParamSpec, Type
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 PriorityName = Literal["normal", "interactive", "background"]
 _Method = TypeVar("_Method", bound=Callable[..., None])
 
@@ -65,6 +66,10 @@ class Command(Generic[P, R]):
 
     def __repr__(self) -> str:
         return f"<command {self.__qualname__}>"
+
+
+class BatchedCommand(Command[P, R]):
+    """A command whose handler takes many of them in one turn."""
 
 
 class Query(Generic[P, R]):
@@ -131,6 +136,25 @@ def query(function: Callable[Concatenate[Any, P], R]) -> Query[P, R]: ...
 def query(function: Callable[..., Any]) -> Query[..., Any]:
     """Mark a method (`def` or `async def`) as a query: it reads, and a change that it made is undone and refused."""
     return Query(function)
+
+
+def batched(function: Callable[[Any, list[T]], list[R]]) -> Command[[T], R]:
+    """Mark a method (a plain `def`) as a command that takes many in one turn: a list of arguments to a list of results.
+
+        @atoll.batched
+        def add(self, amounts: list[int]) -> list[int]:
+            results = []
+            for amount in amounts:
+                self.balance += amount
+                results.append(self.balance)
+            return results
+
+    Callers send one each, as any command: `await account.add(5)`. What waits in the mailbox next to each other comes
+    together, in order, from whichever callers; the state is encoded and committed once for all of it, and each caller
+    gets its result exactly once. A result that is a `Rejected` is raised at its caller, who must have had no effect.
+    When the handler raises, nothing is kept and each is run alone, so that one caller's mistake is not the others'.
+    """
+    return BatchedCommand(function)
 
 
 def apply(method: _Method) -> _Method:

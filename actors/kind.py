@@ -18,7 +18,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from .evolution import Versioned
-from .handlers import APPLIES, Command, Query
+from .handlers import APPLIES, BatchedCommand, Command, Query
 from .ids import KIND_PATTERN
 from .requirements import Requirements
 from .schema import annotated_fields, check_type, resolve, type_name
@@ -110,7 +110,13 @@ class EntityKind:
         _check_names(cls, members, event_sourced=event_sourced)
         self.has_on_activate, self.has_on_passivate = (_overrides_hook(cls, members, hook) for hook in HOOKS)
         self.handlers: Mapping[str, Handler] = {
-            member: Handler(cls, member, value.__wrapped__, is_query=isinstance(value, Query))
+            member: Handler(
+                cls,
+                member,
+                value.__wrapped__,
+                is_query=isinstance(value, Query),
+                is_batched=isinstance(value, BatchedCommand),
+            )
             for member, value in members.items()
             if isinstance(value, Command | Query)
         }

@@ -73,6 +73,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     and what runs now could only wait for it."""
     uncommitted_bytes_max: int = 64 << 20
     """The same in bytes."""
+    batched_max: int = 500
+    """Commands that one turn of an `@atoll.batched` handler takes; their records go into one append."""
     batch_commands_max: int = 1000
     """Records in one append. Larger batches no longer gain throughput, and delay everybody in them."""
     batch_bytes_max: int = 4 << 20
@@ -90,6 +92,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """An entity without commands leaves memory after this."""
     active_entities_max: int = 200_000
     """Above this the least recently used leave memory (about 1-2 KB each)."""
+
+    memory_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """What a host's process may take. From 80 % on entities leave memory and less may wait, from 90 % on much less.
+    0: the limit of its container, else the machine's memory. Set it where several hosts share either."""
 
     # ---- checkpoint, recovery, retention
     checkpoint_s: float = 5.0

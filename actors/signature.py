@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import inspect
 import re
+import typing
 from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
-from .errors import AtollError, InvalidCommand
+from .errors import AtollError, InvalidCommand, Rejected
 from .schema import SCALARS, check_type, resolve, struct_default, type_name
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -40,19 +41,31 @@ class Handler:
         "_reply_type",
         "_required",
         "call",
+        "call_batch",
         "is_async",
+        "is_batched",
         "is_query",
         "label",
         "name",
     )
 
-    def __init__(self, cls: type, name: str, function: Callable[..., Any], *, is_query: bool) -> None:
+    def __init__(
+        self, cls: type, name: str, function: Callable[..., Any], *, is_query: bool, is_batched: bool = False
+    ) -> None:
         self.name = name
         self.label = f"{cls.__name__}.{name}"
         """For messages: `Account.deposit`."""
         self.is_query = is_query
+        self.is_batched = is_batched
+        """It takes a list of what each caller gave, to a list of results."""
         self.is_async = inspect.iscoroutinefunction(function)
         parameters = self._parameters(function)
+        if is_batched and (
+            self.is_async or len(parameters) != 1 or parameters[0].default is not inspect.Parameter.empty
+        ):
+            raise TypeError(
+                f"{self.label}: @atoll.batched is for a plain def with one parameter, a list, and no default"
+            )
         self._names = tuple(parameter.name for parameter in parameters)
         by_keyword = tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
         self._positional = self._names[: len(self._names) - len(by_keyword)]
@@ -62,6 +75,10 @@ class Handler:
         self._compile_reply(function)
         self.call: Callable[..., Any] = _with_keywords(function, len(self._positional), by_keyword)
         """Takes the entity and the values of `decode_arguments`."""
+        self.call_batch: Callable[[Any, list[Any]], list[Any]] = self.call
+        """Of a batched one: takes the entity and the values of many."""
+        if is_batched:
+            self.call = _alone(self.call_batch, self.label)
 
     # ---- compiling -------------------------------------------------------------------------------------------------
 
@@ -84,7 +101,7 @@ class Handler:
         exact: list[Any] = []
         for parameter in parameters:
             where = f"{self.label}, parameter {parameter.name}"
-            wanted = _resolved(function, parameter.annotation, where)
+            wanted = self._of_one(_resolved(function, parameter.annotation, where), where)
             check_type(wanted, where)
             exact.append(wanted if wanted in SCALARS else _Never)
             default = () if parameter.default is parameter.empty else (struct_default(parameter.default),)
@@ -99,10 +116,20 @@ class Handler:
         annotation = inspect.signature(function).return_annotation
         where = f"{self.label}, its result"
         wanted = Any if annotation is inspect.Signature.empty else _resolved(function, annotation, where)
+        wanted = self._of_one(wanted, where)
         check_type(wanted, where)
         self._reply_type = wanted
         self._reply_exact: Any = wanted if wanted in SCALARS else _Never
         self._reply_decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder(wanted).decode
+
+    def _of_one(self, wanted: Any, where: str) -> Any:
+        """What one caller gives or gets, where the handler has a list of it."""
+        if not self.is_batched:
+            return wanted
+        if typing.get_origin(wanted) is not list:
+            raise TypeError(f"{where}: @atoll.batched takes a list and returns a list, not {type_name(wanted)}")
+        (one,) = typing.get_args(wanted)
+        return one
 
     # ---- at the caller ---------------------------------------------------------------------------------------------
 
@@ -221,6 +248,20 @@ def _with_keywords(function: Callable[..., Any], positional: int, by_keyword: tu
 
     def call(entity: Any, *values: Any) -> Any:
         return function(entity, *values[:positional], **dict(zip(by_keyword, values[positional:], strict=True)))
+
+    return call
+
+
+def _alone(call_batch: Callable[[Any, list[Any]], list[Any]], label: str) -> Callable[..., Any]:
+    """A batch of one."""
+
+    def call(entity: Any, value: Any) -> Any:
+        results = call_batch(entity, [value])
+        if not isinstance(results, list) or len(results) != 1:
+            raise TypeError(f"{label} returned {results!r} for a list of one: return a list with a result for each")
+        if isinstance(results[0], Rejected):
+            raise results[0]
+        return results[0]
 
     return call
 

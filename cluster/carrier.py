@@ -120,8 +120,9 @@ class Carrier(ABC, Generic[L]):
             if queue is None:
                 return  # the next answer in this lane looks again
             out = queue[0]
+            size = len(out.request.arguments)
             if self._under_way >= settings.window_commands or (
-                self._under_way and self._under_way_bytes + len(out.request.arguments) > settings.window_bytes
+                self._under_way and self._under_way_bytes + size > settings.window_bytes
             ):
                 self._blocked[lane] = None
                 return
@@ -129,9 +130,13 @@ class Carrier(ABC, Generic[L]):
             lane.enter(out)
             self._retry_budget.earn()
             if not lane.held or (out.request.kind, out.request.id) not in lane.held:
-                self._send(lane, out, now, lane.newest_before(out))
+                out.under_way = True
+                self._under_way += 1
+                self._under_way_bytes += size
+                lane.link.send(lane.call(out, now, lane.newest_before(out)))
 
     def _send(self, lane: L, out: Any, now: float, prev: int) -> None:
+        """Send it again."""
         if not out.under_way:
             out.under_way = True
             self._under_way += 1

@@ -33,6 +33,7 @@ from .api import software
 from .hosting import RunningHost, keep_lease_on_thread, start_host
 from .loading import load_app
 from .log_format import asked_format, log_to_stderr
+from .memory import watch_memory
 from .network import TcpNetwork
 from .system import SystemWorld
 from .token import read_token_file
@@ -125,6 +126,7 @@ async def run_host(spec: HostSpec, ready: Callable[[RunningHost], None]) -> NoRe
             software=software(),
         )
         keep_lease_on_thread(running.host)
+        world.spawn(watch_memory(settings.memory_bytes_max, running.host.memory_seen), "atoll-memory")
         of_this_host = about(incarnation=running.incarnation)
         log.info("host %d serves at %s", running.incarnation, running.address, extra=of_this_host)
         ready(running)

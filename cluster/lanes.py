@@ -252,6 +252,11 @@ class CommandLane(Lane[OutgoingCommand]):
         if len(self._entered) >= width:
             return None
         if not self._ready:
+            if self.backlog and not self.busy and not self.held:  # nearly always
+                out = self.backlog[0]
+                queued = self._by_entity.get((out.request.kind, out.request.id))
+                if (queued is None or len(queued) < PACE_FIRST) and out.deadline > now:
+                    return self.backlog
             return self._from_backlog(width, mailbox_max, now)
         if self._backlog_first:
             return self._from_backlog(width, mailbox_max, now) or self._from_ready(width, mailbox_max, now)
@@ -367,7 +372,9 @@ class CommandLane(Lane[OutgoingCommand]):
             max(0, int((out.deadline - now) * 1000)),
             request.command_id,
             request.chain,
-            priority=request.priority,
+            0,
+            0,
+            request.priority,
         )
 
 

@@ -72,7 +72,7 @@ class Budget:
         """`shards`: the host's own, kept by it. `uncommitted`: bytes that are staged and not durable. `stuck`: the
         store is, and no turn begins."""
         self._shards = shards
-        self._bytes_max = settings.queued_bytes_max
+        self._bytes_max = self._bytes_max_asked = settings.queued_bytes_max
         self._world = world
         self._stuck = stuck
         self._uncommitted = uncommitted
@@ -92,11 +92,16 @@ class Budget:
         """Peers that are not read because of what they have waiting."""
         return len(self._noisy)
 
-    def arrived(self, argument_bytes: int) -> None:
-        """A command came."""
-        self._arrived += COMMAND_BYTES + argument_bytes
+    def arrived(self, commands: int, argument_bytes: int) -> None:
+        """So many commands came."""
+        self._arrived += commands * COMMAND_BYTES + argument_bytes
         if self._arrived * LOOK_SHARE >= self._bytes_max:
             self.look()
+
+    def shrink(self, share: float) -> None:
+        """From now on only this share of what the settings allow may wait."""
+        self._bytes_max = int(self._bytes_max_asked * share)
+        self.look()
 
     def forget(self, peer: Peer) -> None:
         """Its connection is gone."""

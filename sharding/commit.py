@@ -53,10 +53,14 @@ class CommitPath:
         self._report = committed
         self._about_to_take = about_to_take
         self._full = full
+        self._bytes_max = settings.uncommitted_bytes_max
+        self._commands_max = settings.uncommitted_commands_max
         self.is_full = False
         self._filling: list[Record] = []
         self._sizes: list[int] = []
         """Of the records in `_filling`."""
+        self._tied: list[bool] = []
+        """Of the records in `_filling`: whether it goes into one row with the one before it."""
         self._filling_bytes = 0
         self.uncommitted_bytes = 0
         """Staged and not durable."""
@@ -69,15 +73,17 @@ class CommitPath:
         self.n = 0
         """The newest durable row of the log."""
 
-    def stage(self, record: Record) -> int:
-        """Put a record into the next batch; return its ticket."""
+    def stage(self, record: Record, *, tied: bool = False) -> int:
+        """Put a record into the next batch; return its ticket. `tied`: it is durable together with the one staged just
+        before, or neither is."""
         size = record_bytes(record)
         self._filling.append(record)
+        self._tied.append(tied)
         self._sizes.append(size)
         self._filling_bytes += size
         self.uncommitted_bytes += size
         self.staged += 1
-        if not self.is_full:
+        if self.uncommitted_bytes >= self._bytes_max or self.staged - self.committed >= self._commands_max:
             self._measure()
         if len(self._filling) == 1:
             self._wake.set()
@@ -135,11 +141,8 @@ class CommitPath:
                 answers.popleft()[1]()
 
     def _measure(self) -> None:
-        settings = self._settings
-        full = (
-            self.uncommitted_bytes >= settings.uncommitted_bytes_max
-            or self.staged - self.committed >= settings.uncommitted_commands_max
-        )
+        uncommitted = self.staged - self.committed
+        full = self.uncommitted_bytes >= self._bytes_max or uncommitted >= self._commands_max
         if full is not self.is_full:
             self.is_full = full
             self._full(full)
@@ -155,7 +158,9 @@ class CommitPath:
                 if size > self._settings.batch_bytes_max:
                     count = fitting
                     break
-        self._filling, self._sizes = batch[count:], sizes[count:]
+        while count < len(batch) and self._tied[count]:
+            count += 1
+        self._filling, self._sizes, self._tied = batch[count:], sizes[count:], self._tied[count:]
         del batch[count:], sizes[count:]
         self._filling_bytes -= sum(sizes)
         return batch, sizes

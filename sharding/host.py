@@ -45,6 +45,7 @@ from .ownership import Ownership
 from .paging import Paging
 from .passivation import IdleList
 from .performer import TurnPerformer
+from .pressure import BUDGETS, Pressure, active_max, pressure
 from .resident import NORMAL_LANE, Resident
 from .retries import until_done
 from .shard import OwnedShard
@@ -96,6 +97,8 @@ class Host:
         self.incarnation = incarnation
         self.address = address
         self.settings = settings
+        self.pressure = Pressure.NONE
+        """How full this process's memory is."""
         self._store_failing = False
         self._hot_shards: list[tuple[float, int]] = []
         self.shards: dict[int, OwnedShard] = {}
@@ -358,10 +361,29 @@ class Host:
         if self._outbox is not None:
             self._outbox.closed(shard)
 
+    def memory_seen(self, share: float) -> None:
+        """This share of the memory that it may take is taken by this host's process."""
+        level = pressure(share, self.pressure)
+        if level is self.pressure:
+            return
+        told = about(incarnation=self.incarnation)
+        log.log(
+            logging.WARNING if level > self.pressure else logging.INFO,
+            "memory is at %.0f %%: %s now, it was %s",
+            share * 100,
+            level.name,
+            self.pressure.name,
+            extra=told,
+        )
+        self.pressure = level
+        self.budget.shrink(BUDGETS[level])
+
     async def _passivate_idle(self) -> None:
         while True:
             await asyncio.sleep(PASSIVATION_LOOK_S)
             now = self._world.monotonic()
+            idle = self._idle_list
+            idle.active_max = active_max(self.pressure, len(idle), self.settings.active_entities_max)
             for resident in self._idle_list.due(now, self.commits.committed, PASSIVATED_PER_LOOK_MAX):
                 await self._passivate(resident)
 

@@ -25,18 +25,16 @@ class HotEntities:
     def __init__(self, uniform: Callable[[], float]) -> None:
         """`uniform`: luck, between 0 and 1."""
         self._uniform = uniform
-        self._skip = 0
+        self.skip = 0
+        """Turns that are not looked at before the next one is: the caller counts them down, which is all they cost."""
         self._counts: dict[EntityKey, float] = {}
         self._order: list[tuple[float, EntityKey]] = []
         """A heap. Each entry was its count once: one that has grown since is put right when it comes up."""
         self._total = 0.0
 
     def took(self, key: EntityKey, seconds: float) -> None:
-        """It had the host for so long. Cheap, mostly."""
-        if self._skip:
-            self._skip -= 1
-            return
-        self._skip = int(self._uniform() * (2 * SAMPLED - 1))
+        """It had the host for so long. Only when `skip` is 0."""
+        self.skip = int(self._uniform() * (2 * SAMPLED - 1))
         self._add(key, seconds)
 
     def _add(self, key: EntityKey, seconds: float) -> None:

@@ -103,14 +103,17 @@ class Intake:
         if client and self._peers.get(client) is not peer:
             return
         now = self._world.monotonic()
+        calls = argument_bytes = 0
         for message in messages:
             if type(message) is Call and client:
                 self._call(peer, client, message, now)
-                self._budget.arrived(len(message.arguments))
+                calls += 1
+                argument_bytes += len(message.arguments)
             elif type(message) is Poke:
                 self._poked(message.assigned)
             elif type(message) is Ping:
                 peer.send(Pong())
+        self._budget.arrived(calls, argument_bytes)
 
     def _call(self, peer: Peer, client: int, call: Call, now: float) -> None:
         shard = self._shards.get(call.shard)

@@ -13,7 +13,7 @@ from .resident import Resident
 class IdleList:
     def __init__(self, idle_s: float, active_max: int) -> None:
         self._idle_s = idle_s
-        self._active_max = active_max
+        self.active_max = active_max
         self._residents: OrderedDict[Resident, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -31,7 +31,7 @@ class IdleList:
     def due(self, now: float, committed: int, at_most: int) -> list[Resident]:
         """Those that should leave now: not scheduled, everything they show committed. At most `at_most`."""
         due: list[Resident] = []
-        excess = len(self._residents) - self._active_max
+        excess = len(self._residents) - self.active_max
         for resident in self._residents:
             if len(due) >= at_most or (now - resident.used < self._idle_s and excess <= len(due)):
                 break

@@ -122,7 +122,11 @@ class TurnPerformer:
 
     def _took(self, resident: Resident, seconds: float) -> None:
         resident.shard.busy_s += seconds
-        self.hot.took(resident.key, seconds)
+        hot = self.hot
+        if hot.skip:
+            hot.skip -= 1
+        else:
+            hot.took(resident.key, seconds)
 
     def _drain(self, resident: Resident, until: float) -> bool:
         mailbox = resident.mailbox
@@ -156,6 +160,8 @@ class TurnPerformer:
             now = self._world.monotonic()
             if self._wanted(resident, pending, now):
                 call = pending.call
+                if pending.handler.is_batched and mailbox and self._ran_batch(resident, activation, pending, now):
+                    continue
                 turn = self._turn(resident, pending, now)
                 try:
                     result = activation.run(pending.handler, call.arguments, turn)
@@ -191,6 +197,54 @@ class TurnPerformer:
         if timer is None:
             return Turn(self._world.wall_ms(), pending.deadline - now, sends_max=sends_max)
         return Turn(self._world.wall_ms(), pending.deadline - now, due_ms=timer.due_ms, sends_max=sends_max)
+
+    # ---- batches ---------------------------------------------------------------------------------------------------
+
+    def _ran_batch(self, resident: Resident, activation: Activation, first: Pending, now: float) -> bool:
+        """Run a command together with those behind it that may come along. False: it runs alone, they wait again."""
+        if not _joins(first):
+            return False
+        batch, mailbox, argument_bytes = [first], resident.mailbox, len(first.call.arguments)
+        while mailbox and len(batch) < self._settings.batched_max:
+            pending = mailbox[0]
+            argument_bytes += len(pending.call.arguments)
+            held_up = resident.backlog is not None and resident.backlog.holds_up(pending)
+            if pending.handler is not first.handler or held_up or not _joins(pending):
+                break
+            if argument_bytes > self._settings.batch_bytes_max:
+                break
+            mailbox.popleft()
+            if self._wanted(resident, pending, now):
+                batch.append(pending)
+        if len(batch) == 1:
+            return False
+        turn = self._turn(resident, min(batch, key=lambda pending: pending.deadline), now)
+        try:
+            asked = [pending.call.mode == Mode.ASK for pending in batch]
+            results = activation.run_batch(first.handler, [p.call.arguments for p in batch], asked, turn)
+        except CorruptRecord as error:
+            self._beyond_undoing(resident, error)
+            log.warning("a batch of %s failed", first.handler.label, exc_info=error, extra=of_entity(resident))
+            results = None
+        if results is None:
+            for pending in batch:
+                pending.alone = True
+            mailbox.extendleft(reversed(batch[1:] if resident.activation is not None else batch))
+            return resident.activation is None
+        self._finish_batch(resident, batch, results, turn.now_ms)
+        return True
+
+    def _finish_batch(self, resident: Resident, batch: list[Pending], results: list[TurnResult], now_ms: int) -> None:
+        """Everything in one row of the log: a state that has seen a command without its reply would run it again."""
+        effects = results[0] if results[0].has_effects else None
+        if results[0].passivate:
+            resident.leaving = True
+        for pending, result in zip(batch, results, strict=True):
+            payload = result.payload if pending.call.mode == Mode.ASK else b""
+            if result is results[0]:
+                self._answer(resident, pending, result.status, payload, now_ms, effects)
+            else:
+                self._answer(resident, pending, result.status, payload, now_ms, tied=effects is not None)
 
     # ---- turns that must wait --------------------------------------------------------------------------------------
 
@@ -407,8 +461,10 @@ class TurnPerformer:
         payload: bytes,
         now_ms: int = 0,
         effects: TurnResult | None = None,
+        *,
+        tied: bool = False,
     ) -> None:
-        """Answer a command, and remember the answer for a repeat.
+        """Answer a command, and remember the answer for a repeat. `tied`: its effects stand in the record before.
 
         With effects it stands in their record. Without, it stays in memory until the floor passes it, except for a
         repeat or a command under an ID: of those an earlier copy may still be under way, so their answer is recorded,
@@ -418,7 +474,11 @@ class TurnPerformer:
         if shard.phase is Phase.CLOSED:
             return  # lost while it ran: nothing of it may be staged; the client asks the new owner
         answer = Answer(call.shard, call.number, status, payload, call.sender)
-        if effects is None and not (resident.kind.durable and (call.attempt > 1 or call.command_id or call.sender)):
+        if (
+            effects is None
+            and not tied
+            and not (resident.kind.durable and (call.attempt > 1 or call.command_id or call.sender))
+        ):
             window.remember(call.number, RecordedReply(status, payload, 0), resident.ticket)
             self._gate.read(resident.ticket, pending, answer)
             return
@@ -451,12 +511,18 @@ class TurnPerformer:
                 record.delivery = Delivery(
                     outbox=effects.messages, timers=effects.timers, timers_gone=effects.timers_gone
                 )
-        ticket = self._staging.stage(shard, record)
+        ticket = self._staging.stage(shard, record, tied=tied)
         window.record(call.number, reply, ticket)
         if command_id:
             shard.named[call.kind, call.id, command_id] = Known(reply, ticket)
-        if effects is not None:
+        if effects is not None or tied:
             resident.ticket = ticket
             self._gate.effect(ticket, pending, answer)
         else:
             self._gate.read(ticket, pending, answer)
+
+
+def _joins(pending: Pending) -> bool:
+    """It may share a turn: it is a client's own, and its fate is told by an answer alone."""
+    call = pending.call
+    return not (pending.alone or pending.owed or pending.suspect or call.command_id or call.sender)

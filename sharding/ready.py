@@ -22,9 +22,10 @@ STRIDES = (1 / 16, 1 / 4, 1.0)
 
 
 class _Lane:
-    __slots__ = ("passed", "queues", "stride")
+    __slots__ = ("index", "passed", "queues", "stride")
 
-    def __init__(self, stride: float) -> None:
+    def __init__(self, index: int, stride: float) -> None:
+        self.index = index
         self.stride = stride
         self.passed = 0.0
         self.queues: OrderedDict[int, deque[Resident]] = OrderedDict()
@@ -33,7 +34,7 @@ class _Lane:
 
 class ReadyQueue:
     def __init__(self) -> None:
-        self._lanes = tuple(_Lane(stride) for stride in STRIDES)
+        self._lanes = tuple(_Lane(index, stride) for index, stride in enumerate(STRIDES))
         self._passed = 0.0
         """Of the lane that was served last."""
         self._count = 0
@@ -59,26 +60,33 @@ class ReadyQueue:
 
     def pop(self) -> Resident | None:
         while self._count:
-            lane = min((lane for lane in self._lanes if lane.queues), key=_passed)
-            sender, queue = next(iter(lane.queues.items()))
+            lane = self._next_lane()
+            queues = lane.queues
+            sender = next(iter(queues))
+            queue = queues[sender]
             resident = queue.popleft()
             self._count -= 1
-            if queue:
-                lane.queues.move_to_end(sender)
-            else:
-                del lane.queues[sender]
-            if resident.in_lane is not None and self._lanes[resident.in_lane] is lane:
+            if not queue:
+                del queues[sender]
+            elif len(queues) > 1:
+                queues.move_to_end(sender)
+            if resident.in_lane == lane.index:
                 resident.in_lane = None
                 self._passed = lane.passed
                 lane.passed += lane.stride
                 return resident
         return None
 
+    def _next_lane(self) -> _Lane:
+        """Of those with something to run, the one with the lowest pass."""
+        best: _Lane | None = None
+        for lane in self._lanes:
+            if lane.queues and (best is None or lane.passed < best.passed):
+                best = lane
+        assert best is not None
+        return best
+
     def clear(self) -> None:
         for lane in self._lanes:
             lane.queues.clear()
         self._count = 0
-
-
-def _passed(lane: _Lane) -> float:
-    return lane.passed

@@ -51,6 +51,8 @@ class Pending(msgspec.Struct, eq=False):
     """A host that died may have died of it: before it runs, an attempt is committed."""
     counted: bool = False
     """The run under way stands in `attempts` already."""
+    alone: bool = False
+    """It was in a batch that failed: it runs by itself."""
     behind: int = 0
     """The newest entry that was only stored when it came: it runs after that."""
 
@@ -205,9 +207,13 @@ class Resident:
     def put(self, pending: Pending) -> None:
         """At the end of what waits."""
         backlog = self.backlog
-        lane = LANES.get(pending.call.priority, NORMAL_LANE)
-        if lane < self.lane or not (self.scheduled or self.mailbox):
-            self.lane = lane
+        priority = pending.call.priority
+        if priority:  # else it is normal, which an idle one is
+            lane = LANES.get(priority, NORMAL_LANE)
+            if lane < self.lane or not (self.scheduled or self.mailbox):
+                self.lane = lane
+        elif self.lane > NORMAL_LANE:
+            self.lane = NORMAL_LANE
         if backlog is None or not backlog.more:
             if not self.mailbox:
                 self.shard.loaded[self] = None

@@ -49,8 +49,8 @@ class Staging:
     def next_ticket(self) -> int:
         return self._commits.staged + 1
 
-    def stage(self, shard: OwnedShard, record: Record) -> int:
-        """Give the record its position and put it into the next batch. Returns its ticket."""
+    def stage(self, shard: OwnedShard, record: Record, *, tied: bool = False) -> int:
+        """Give the record its position and put it into the next batch. Returns its ticket. `tied`: see commit.py."""
         shard.position += 1
         record.position = shard.position
         if shard.delivered:
@@ -59,7 +59,7 @@ class Staging:
             record.delivery.delivered, shard.delivered = tuple(shard.delivered), []
         if record.delivery is not None or record.deleted:
             self._take_in(shard, record)
-        ticket = self._commits.stage(record)
+        ticket = self._commits.stage(record, tied=tied)
         shard.ticket = ticket
         return ticket
 

@@ -22,6 +22,8 @@ TIMERS = "tests/rules/test_timer_rules.py::"
 LETTERS = "tests/rules/test_letter_rules.py::"
 MAILBOX = "tests/rules/test_mailbox_rules.py::"
 ASKS = "tests/simulator/test_asks.py::"
+BATCHED = "tests/rules/test_batched_rules.py::"
+BUDGET = "tests/rules/test_budget_rules.py::"
 CONTRACT = "tests/contract/"
 
 
@@ -165,8 +167,8 @@ MUTATIONS = [
         "PR06",
         "waiting for the commit",
         "sharding/performer.py",
-        "        ticket = self._staging.stage(shard, record)\n",
-        "        ticket = self._staging.stage(shard, record)\n        shard.overlay.lay(record)\n",
+        "        ticket = self._staging.stage(shard, record, tied=tied)\n",
+        "        ticket = self._staging.stage(shard, record, tied=tied)\n        shard.overlay.lay(record)\n",
         CHECKPOINT + "test_tables_never_show_what_was_staged_and_not_committed",
     ),
     Mutation(
@@ -758,8 +760,8 @@ MUTATIONS = [
         "PR24",
         "recording what was taken over without an effect",
         "sharding/performer.py",
-        "(call.attempt > 1 or call.command_id or call.sender)):",
-        "(call.attempt > 1 or call.command_id)):",
+        "(call.attempt > 1 or call.command_id or call.sender))\n        ):",
+        "(call.attempt > 1 or call.command_id))\n        ):",
         MESSAGES + "test_a_message_that_was_taken_over_is_known_to_the_next_owner",
     ),
     Mutation(
@@ -1084,5 +1086,54 @@ MUTATIONS = [
         " or row.target in silent",
         "",
         "tests/unit/test_coordinator.py::test_a_move_is_not_cancelled_because_the_connection_to_its_target_blinks",
+    ),
+    # ---- batches and backpressure
+    Mutation(
+        "M02",
+        "one row for a whole batch",
+        "sharding/commit.py",
+        "        while count < len(batch) and self._tied[count]:\n",
+        "        while False:\n",
+        BATCHED + "test_a_crash_finds_all_of_a_batch_or_nothing",
+    ),
+    Mutation(
+        "M02",
+        "recording the replies of a batch",
+        "sharding/performer.py",
+        "            and not tied\n            and not (resident",
+        "            and not (resident",
+        BATCHED + "test_a_crash_finds_all_of_a_batch_or_nothing",
+    ),
+    Mutation(
+        "R01",
+        "keeping what may be elsewhere",
+        "sharding/budget.py",
+        "if pending.deadline < before and not pending.owed and pending.call.attempt == 1 and not pending.call.command_id\n",
+        "if pending.deadline < before and not pending.owed\n",
+        BUDGET + "test_a_second_copy_of_a_command_is_not_given_back",
+    ),
+    Mutation(
+        "R01",
+        "holding the turns of a stuck store",
+        "sharding/host.py",
+        "held = self.commits.is_full or self._store_failing",
+        "held = False",
+        BUDGET + "test_while_the_store_is_stuck_no_turn_begins_and_callers_hear_in_time_that_theirs_did_not",
+    ),
+    Mutation(
+        "M14",
+        "asking for room beside a slow entity",
+        "cluster/lanes.py",
+        "limit = min(mailbox_max, max(1, width // 2), pace.under_way_max)",
+        "limit = mailbox_max",
+        "tests/simulator/test_client_window.py::test_a_slow_entity_leaves_the_window_of_its_shard_to_the_others",
+    ),
+    Mutation(
+        "M14",
+        "giving back the window of what is held",
+        "cluster/carrier.py",
+        "        for later, _ in lane.from_held(key):\n            self._back(later)\n",
+        "",
+        "tests/cluster/test_courier.py::test_receivers_that_are_stuck_leave_the_window_to_the_others",
     ),
 ]

@@ -209,6 +209,7 @@ def test_a_second_copy_of_a_command_is_not_given_back() -> None:
         s.store_of(host).hold("append")
         for number in range(2, 6):
             c.call(number, "put", id=f"b{number}", item="x")
+        await until(lambda: host.commits.is_full)
         c.call(10, "put", item="repeat", attempt=2, remaining_ms=1000)
         c.call(11, "put", item="named", command_id="order-1", remaining_ms=1000)
         c.call(12, "put", item="plain", remaining_ms=1000)
@@ -217,3 +218,33 @@ def test_a_second_copy_of_a_command_is_not_given_back() -> None:
         assert (c.answers(10), c.answers(11)) == ([], [])
 
     play(script, uncommitted_commands_max=2)
+
+
+# ---- a full memory
+
+
+def test_a_host_whose_memory_fills_lets_entities_go_and_less_wait_until_it_is_eased() -> None:
+    """R05, M13: what left comes back when it is called; nobody is refused for good."""
+
+    async def script(s: Scenario) -> None:
+        host = await s.host(0)
+        c = s.raw_client(7, host)
+        for number in range(1, 101):
+            await c.ask(number, "put", id=f"e{number}", item="x")
+        await asyncio.sleep(3)
+        assert len(host.shards[0].residents) == 100
+        host.memory_seen(0.85)
+        await asyncio.sleep(3.5)
+        assert 30 < len(host.shards[0].residents) <= 43
+        host.memory_seen(0.95)
+        assert host.budget._bytes_max == s.settings.queued_bytes_max // 16
+        await asyncio.sleep(30)
+        assert len(host.shards[0].residents) == 0
+        host.memory_seen(0.5)
+        assert await c.ask(101, "put", id="e1", item="y") == 1
+        assert host.budget._bytes_max == s.settings.queued_bytes_max
+        assert await c.ask(102, "put", id="e2", item="z") == 1
+        await asyncio.sleep(3)
+        assert [resident.key[1] for resident in host.shards[0].residents.values()] == ["e1", "e2"]
+
+    play(script)

@@ -386,7 +386,7 @@ def test_a_recovered_entry_whose_entity_cannot_be_activated_is_counted_too() -> 
         await accepted_behind_a_slow_one(s, a, ("put", "x"))
         Post.broken = True
         await s.fail_over(a, b, 0)
-        await until(lambda: b.shards[0].dead_letters)
+        await until(lambda: b.shards[0].dead_letters and b.commits.committed == b.commits.staged)
         (letter,) = await letters(s)
         assert (letter.reason, letter.attempts) == ("failed", 3)
         assert "could not be activated" in letter.error

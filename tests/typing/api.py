@@ -51,6 +51,10 @@ class Account(atoll.EventSourced, kind="account"):
             raise InsufficientFunds(balance=self.balance, needed=amount)
         return self.balance
 
+    @atoll.batched
+    def tally(self, amounts: list[int]) -> list[str]:
+        return [f"{amount}" for amount in amounts]
+
     @atoll.command
     def pay(self, other: str) -> None:
         bob = self.context.entity(Account, other)
@@ -142,6 +146,9 @@ async def calls(cluster: Cluster) -> None:
     assert_type(await alice.deposit.using(fail_fast=True).tell(10), None)
     assert_type(await alice.owned_by.using(timeout=1)("bob"), bool)
     assert_type(await alice.deposit.using(priority="background")(10), int)
+    assert_type(await alice.tally(10), str)
+    await alice.tally.tell(10)
+    await alice.tally("ten")  # type: ignore[arg-type]
 
     # arguments are checked
     await alice.deposit("ten")  # type: ignore[arg-type]
