@@ -25,7 +25,7 @@ from typing import Any, cast
 
 from ..actors.settings import Settings
 from ..actors.world import World
-from ..sharding.messages import Goodbye, Message, Ping, Pong
+from ..sharding.messages import Answer, Goodbye, Message, Ping, Pong
 from .handshake import ClientHandshake, Effects, End, HostHandshake, Open, Refusal, Say
 from .wire import REASON_CHARACTERS_MAX, AnyMessage, Decoder, FrameReader, ProtocolError, Welcome, encode_frame
 
@@ -46,6 +46,9 @@ _FRAME_MESSAGES = 64
 """Messages that wait for the end of the tick at most. Without this bound client and host take turns: each makes its
 whole window of messages before the other sees the first."""
 
+_FRAME_BYTES = 256 << 10
+"""The same for the bytes of answers: what waits here is not yet counted as unsent, and is copied once more."""
+
 _CONTROL = frozenset((Ping, Pong, Goodbye))
 _PING = Ping()
 _PONG = Pong()
@@ -60,6 +63,8 @@ class Connection(asyncio.Protocol, ABC):
         self._reader = FrameReader()
         self._outbox: list[AnyMessage] = []
         """What this tick wants to send. Not empty: a flush is scheduled."""
+        self._outbox_bytes = 0
+        """Of its answers."""
         self._frame_bytes_max = settings.frame_bytes_max
         """The longest frame that the peer reads."""
         self._outgoing_bytes_max = settings.window_bytes + settings.frame_bytes_max
@@ -108,7 +113,9 @@ class Connection(asyncio.Protocol, ABC):
                 return
             self._loop.call_soon(self._flush)
         self._outbox.append(message)
-        if len(self._outbox) >= _FRAME_MESSAGES:
+        if type(message) is Answer:
+            self._outbox_bytes += len(message.payload)
+        if len(self._outbox) >= _FRAME_MESSAGES or self._outbox_bytes >= _FRAME_BYTES:
             self._flush()
 
     def close(self, reason: str) -> None:
@@ -125,6 +132,7 @@ class Connection(asyncio.Protocol, ABC):
         if not outbox or self._closing:
             return
         self._outbox = []
+        self._outbox_bytes = 0
         try:
             frame = encode_frame(outbox, self._frame_bytes_max)
         except ValueError as error:

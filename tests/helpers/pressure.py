@@ -1,0 +1,116 @@
+"""What tests of too much load share: what callers heard, what a process keeps in memory, and how much of the time it had
+a core, since these tests share theirs with whatever else runs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable
+from pathlib import Path
+
+import psutil
+
+import atoll
+
+MIB = 1 << 20
+LOOK_S = 0.1
+ROWS = 30
+
+
+class Heard:
+    """How calls ended, by name. Anything but an answer and the errors that tell a command's fate fails the test."""
+
+    def __init__(self) -> None:
+        self.answers = 0
+        self.errors: Counter[str] = Counter()
+        self.slowest_s = 0.0
+
+    @property
+    def all(self) -> int:
+        return self.answers + self.errors.total()
+
+    async def of(self, call: Awaitable[object]) -> str:
+        """Wait for it. Returns the name of its error, and nothing when it was answered."""
+        began = time.monotonic()
+        try:
+            await call
+        except (atoll.NotExecuted, atoll.OutcomeUnknown) as error:
+            name = type(error).__name__
+            self.errors[name] += 1
+            return name
+        else:
+            self.answers += 1
+            return ""
+        finally:
+            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+
+    def __repr__(self) -> str:
+        return f"{self.answers} answers, slowest {self.slowest_s:.2f} s, {dict(self.errors)}"
+
+
+class OwnTime:
+    """Seconds in which a process's main thread ran or had nothing to do: what it waited for a core is left out. On a
+    system that does not say, all of the time."""
+
+    def __init__(self, pid: int) -> None:
+        self._file = Path(f"/proc/{pid}/schedstat")
+        self._since = self._now()
+
+    def _now(self) -> float:
+        waited_ns = int(self._file.read_text().split()[1]) if self._file.exists() else 0
+        return time.monotonic() - waited_ns / 1e9
+
+    def seconds(self) -> float:
+        return self._now() - self._since
+
+
+class Memory:
+    """Resident memory of a process over time."""
+
+    def __init__(self, pid: int) -> None:
+        self._process = psutil.Process(pid)
+        self._began = time.monotonic()
+        self.samples: list[tuple[float, float]] = []
+        """(seconds since the beginning, MiB)"""
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def of(cls, pid: int) -> AsyncIterator[Memory]:
+        memory = cls(pid)
+        watch = asyncio.create_task(memory._watch())
+        try:
+            yield memory
+        finally:
+            watch.cancel()
+            memory.look()
+
+    async def _watch(self) -> None:
+        while True:
+            self.look()
+            await asyncio.sleep(LOOK_S)
+
+    def look(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            rss = self._process.memory_info().rss / MIB
+            self.samples.append((time.monotonic() - self._began, rss))
+
+    @property
+    def grown(self) -> float:
+        """MiB above the beginning, at most."""
+        return max(rss for _, rss in self.samples) - self.samples[0][1]
+
+    def grown_after(self, share: float) -> float:
+        """MiB above the highest of the first `share` of the time."""
+        split = self.samples[-1][0] * share
+        before = [rss for at, rss in self.samples if at <= split]
+        return max(rss for at, rss in self.samples if at >= split) - max(before)
+
+    def chart(self) -> str:
+        """A line per moment, for the report of a test."""
+        step = max(1, len(self.samples) // ROWS)
+        highest = max(rss for _, rss in self.samples)
+        return "\n".join(
+            f"{at:7.1f} s {rss:8.1f} MiB {'#' * round(50 * rss / highest)}" for at, rss in self.samples[::step]
+        )
