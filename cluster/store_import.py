@@ -13,15 +13,18 @@ from collections import defaultdict
 from io import SEEK_END
 from typing import IO, Any
 
+import msgspec
+
 from ..actors.errors import IncompatibleStore
 from ..actors.settings import Settings
 from ..persistence.export_format import DamagedExport, ExportedRow, ExportReader, Head, Session, ShardEnd, check_whole
-from ..persistence.records import ClientRow, Commit, OutboxRow
-from ..persistence.spi import CheckpointEnd, Store, TableWrite, loading_name
+from ..persistence.records import ClientRow, Commit, OutboxRow, TimerRow
+from ..persistence.spi import CheckpointEnd, Numbers, Store, TableWrite, loading_name
 from ..persistence.tables import Table, TableRow, payload_bytes, position_of
 from ..sharding.hashing import shard_of
 from .store_walk import Tell
 
+NUMBER_MAX = 2**63 - 1
 _FIELDS = {Table.NAMED: "named"}
 """Fields of `TableWrite` that are not called as their table."""
 
@@ -46,6 +49,7 @@ async def import_store(store: Store, file: IO[bytes], *, app: str, settings: Set
             f"this export has {head.shards} shards, not {settings.shards}, and the count is fixed: "
             f"set shards to {head.shards}"
         )
+    _check_numbers(head.numbers)
     await store.open(loading_name(app, head.id), head.shards)
     try:
         return await _load(store, reader, head, size, tell, settings)
@@ -62,8 +66,12 @@ async def _load(store: Store, reader: ExportReader, head: Head, size: int, tell:
     for item in reader:
         match item:
             case Session(client, renewals):
+                _check_numbers(item)
+                if client > head.numbers.client:  # it would be given out again
+                    raise DamagedExport(f"there is a session of client {client}, and {head.numbers.client} is the last")
                 sessions[client] = renewals
             case ExportedRow(table, shard, row):
+                _check_numbers(row)
                 _check_place(row, shard, batch.shard, head)
                 batch.add(table, row)
                 rows += 1
@@ -71,6 +79,7 @@ async def _load(store: Store, reader: ExportReader, head: Head, size: int, tell:
                     await store.load([batch.taken()])
                     tell(reader.bytes_read, size)
             case ShardEnd(shard, epoch, position):
+                _check_numbers(item)
                 if shard != batch.shard or batch.highest > position:
                     raise DamagedExport(f"shard {shard} ends at {position}, out of order or before what it holds")
                 await store.load([batch.taken(epoch, position)])
@@ -119,6 +128,15 @@ class _Batch:
         write = TableWrite(self.shard, epoch, end=end, **fields)
         self._clear()
         return write
+
+
+def _check_numbers(item: Numbers | Session | ShardEnd | TableRow) -> None:
+    """A number that no column can hold."""
+    numbers = [value for value in msgspec.structs.astuple(item) if isinstance(value, int)]
+    if isinstance(item, TimerRow):
+        numbers.append(item.timer.due_ms)
+    if not all(0 <= number <= NUMBER_MAX for number in numbers):
+        raise DamagedExport(f"there is a {type(item).__name__} with a number that cannot be: {numbers}")
 
 
 def _check_place(row: TableRow, shard: int, expected: int, head: Head) -> None:

@@ -15,7 +15,6 @@ is made, types before a row is believed.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
@@ -199,4 +198,4 @@ def _converted(made: Any, type: type[Any]) -> Any:
 def _fields() -> dict[str, list[str]]:
     named = {table.value: row_type for table, row_type in ROW_TYPES.items()}
     nested = {type.__name__: type for type in _NESTED}
-    return {name: list(inspect.signature(type).parameters) for name, type in {**named, **nested}.items()}
+    return {name: list(type.__struct_fields__) for name, type in {**named, **nested}.items()}

@@ -194,8 +194,17 @@ async def test_an_export_is_read_without_our_code(source: MemoryStore) -> None:
     assert objects[-1][0] == "end"
 
 
-async def test_an_export_leaves_the_store_as_a_stop_would(source: MemoryStore) -> None:
-    """J05: every shard is free at its last position, nobody is left in charge, and the next export says the same."""
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def source_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    url = {"memory": "memory:", "sqlite": f"sqlite:{tmp_path / 'store'}"}.get(request.param)
+    return url or str(request.getfixturevalue("postgres_url"))
+
+
+async def test_an_export_leaves_the_store_as_a_stop_would(source_url: str) -> None:
+    """J05: on each kind of store every shard is free at its last position, nobody is left in charge, and the next
+    export says the same."""
+    source = open_store(source_url)
+    await filled(source)
     first = await exported(source, "bank", PLAIN)
     rows = await source.shards()
     assert {(row.state, row.owners) for row in rows} == {(ShardState.FREE, ())}
@@ -205,6 +214,7 @@ async def test_an_export_leaves_the_store_as_a_stop_would(source: MemoryStore) -
     for store in (target, again):
         await store.open("bank", 4)
     assert await holds(target) == await holds(again) == await holds(source)
+    await source.close()
 
 
 # ---- who is in charge
@@ -316,6 +326,11 @@ AFTER = [end(shard) for shard in range(HOME + 1, 4)]
             "follows 3",
         ),
         ([end(1)], "out of order"),
+        ([raw(["session", 1 << 63, 0])], "cannot be"),
+        ([raw(["session", 2, 0])], "client 2, and 1 is the last"),
+        ([raw(["shard", 0, -1, 0])], "cannot be"),
+        ([*BEFORE, row(Table.ENTITIES, HOME, entity("alice", 1 << 63))], "cannot be"),
+        ([*BEFORE, row(Table.TIMERS, HOME, timer("alice", "close", 1 << 63))], "cannot be"),
     ],
 )
 async def test_a_file_that_fits_its_digest_is_not_believed_either(changes: list[Change], story: str) -> None:
