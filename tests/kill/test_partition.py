@@ -12,13 +12,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from ledger import History, Journal, List, Operation
+from ledger import Operation
 from luck import Luck
 from namespaces import CutOff, namespace
 from plain_cluster import PlainCluster, plain_cluster
 from postgres_server import PostgresServer
 from steady_client import Spec
-from steady_load import SteadyClient, failures
+from steady_load import SteadyClient, failures, findings_of
 
 from atoll.persistence.spi import HostState, ShardRow, ShardState
 
@@ -166,17 +166,5 @@ async def judge(cluster: PlainCluster, files: list[Path]) -> None:
         operation for file in files for operation in msgspec.json.decode(file.read_bytes(), type=list[Operation])
     ]
     assert failures(operations) == []
-    history = History.of(operations)
-    kinds = {"List": List, "Journal": Journal}
-    final: dict[str, list[str]] = {}
     async with cluster.connect() as reader:
-        for name in sorted({operation.entity for operation in operations}):
-            kind, _, id = name.partition("/")
-            told = {token for token, entity in history.accepted.items() if entity == name}
-            async with asyncio.timeout(PATIENCE_S):
-                while True:
-                    final[name] = await reader.entity(kinds[kind], id).read()
-                    if told <= set(final[name]):
-                        break
-                    await asyncio.sleep(LOOK_S)
-    assert history.findings(final).all() == []
+        assert (await findings_of(operations, reader)).all() == []
