@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -26,6 +27,8 @@ HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 CALLERS = 24
 PATIENCE_S = 60.0
 LOOK_S = 0.02
+FAIR = 0.9
+"""The part of its share from which on no shard is moved to a host any more."""
 
 
 @pytest.fixture
@@ -66,12 +69,15 @@ async def client(
 
 
 async def both_serve(cluster: PlainCluster) -> list[ShardRow]:
+    """Once each has its share: between two rounds of moves nothing is on its way either."""
     async with asyncio.timeout(PATIENCE_S):
         while True:
             rows = await cluster.store.shards()
+            shares = Counter(row.owner for row in rows)
             if (
                 all(row.state is ShardState.OWNED and row.target is None for row in rows)
-                and len({row.owner for row in rows}) == 2
+                and len(shares) == 2
+                and min(shares.values()) >= FAIR * len(rows) / 2
             ):
                 return rows
             await asyncio.sleep(LOOK_S)
