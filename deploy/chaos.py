@@ -51,8 +51,8 @@ from atoll.persistence.spi import HostRow, HostState, ShardRow, ShardState, Stor
 HELPERS = Path(__file__).resolve().parents[1] / "tests" / "helpers"
 sys.path.append(str(HELPERS))  # a folder of modules, no package
 
-from ledger import Findings, History, Journal, List, Operation, app  # noqa: E402 - needs the line above
-from steady_load import SteadyLoad, failures, loaded_shards, longest_gap_s, steady_load  # noqa: E402
+from ledger import Findings, app  # noqa: E402 - needs the line above
+from steady_load import SteadyLoad, failures, findings_of, loaded_shards, longest_gap_s, steady_load  # noqa: E402
 
 SHARDS = 256
 LEASE_S = Settings().lease_s
@@ -77,8 +77,6 @@ STOPPED_S = (1.5 * LEASE_S, 4 * LEASE_S)
 """How long it stands still: beyond every lease, and at times beyond the store's time-out for a statement (6 s)."""
 GCS_SURVIVES = tuple(int(part) for part in version("ray").split(".")[:2]) >= (2, 60)
 """Its embedded storage (alpha) is in this version of Ray."""
-TELLS_TIMEOUT_S = 30.0
-"""Until every tell that was accepted must have run."""
 
 console = Console(stderr=True)
 
@@ -242,27 +240,12 @@ class Chaos:
         unowned_s, moves = self.watch.unowned_s, self.watch.moves
         await self.load.more(ANSWERS)
         operations = await self.load.end()
-        findings = await self._findings(operations)
+        async with self.connected() as cluster:
+            findings = await findings_of(operations, cluster)
         gap_s = longest_gap_s(operations, bite.shards, began, over)
         done = Fault(told, bite, over - began, gap_s, unowned_s, moves, len(operations), failures(operations), findings)
         self.done.append(done)
         return done
-
-    async def _findings(self, operations: list[Operation]) -> Findings:
-        history = History.of(operations)
-        kinds: dict[str, type[List | Journal]] = {"List": List, "Journal": Journal}
-        final: dict[str, list[str]] = {}
-        async with self.connected() as cluster:
-            for name in sorted({operation.entity for operation in operations}):
-                kind, _, id = name.partition("/")
-                expected = {token for token, entity in history.accepted.items() if entity == name}
-                deadline = time.monotonic() + TELLS_TIMEOUT_S
-                while True:
-                    final[name] = await cluster.entity(kinds[kind], id).read.using(timeout=PATIENCE_S)()
-                    if expected <= set(final[name]) or time.monotonic() > deadline:
-                        break
-                    await asyncio.sleep(LOOK_S)
-        return history.findings(final)
 
     @contextlib.asynccontextmanager
     async def connected(self) -> AsyncIterator[atoll.Cluster]:

@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from ledger import Operation, Outcome
+from ledger import Findings, History, Journal, List, Operation, Outcome
 from steady_client import Spec
+
+from atoll.cluster.api import Cluster
 
 HERE = Path(__file__).resolve().parent
 TIMEOUT_S = 90.0
@@ -32,6 +34,11 @@ TIMEOUT_S = 90.0
 LINE_BYTES = 1 << 20
 CALLERS = 24
 """Of each client: so many that a host has some, and a few when it has just joined."""
+
+
+LOOK_S = 0.02
+TELLS_TIMEOUT_S = 30.0
+"""Until every tell that was accepted must have run."""
 
 
 class ClientFailed(RuntimeError):
@@ -196,3 +203,21 @@ def longest_gap_s(operations: Iterable[Operation], shards: frozenset[int], began
             if later > began and earlier < over:
                 longest = max(longest, later - earlier)
     return longest
+
+
+async def findings_of(operations: Iterable[Operation], cluster: Cluster) -> Findings:
+    """Compare all that clients did with what the entities hold, once the tells have run."""
+    operations = list(operations)
+    history = History.of(operations)
+    kinds: dict[str, type[List | Journal]] = {"List": List, "Journal": Journal}
+    final: dict[str, list[str]] = {}
+    for name in sorted({operation.entity for operation in operations}):
+        kind, _, id = name.partition("/")
+        expected = {token for token, entity in history.accepted.items() if entity == name}
+        deadline = time.monotonic() + TELLS_TIMEOUT_S
+        while True:
+            final[name] = await cluster.entity(kinds[kind], id).read.using(timeout=TIMEOUT_S)()
+            if expected <= set(final[name]) or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(LOOK_S)
+    return history.findings(final)

@@ -152,7 +152,7 @@ async def test_killed_and_stopped_hosts_lose_double_and_reorder_nothing(store: E
 async def test_hosts_are_killed_and_stopped_for_minutes(store: EmptyStore, tmp_path: Path) -> None:
     """The same for two minutes, on each store."""
     bit = await run(store, tmp_path, seconds=float(os.environ.get("SOAK_S", "120")))
-    assert bit["killed"] > 10
-    assert bit["succeeded"] > 2
-    assert store.server is None or bit["server killed"] > 5
+    assert min(bit["killed"], bit["succeeded"]) > 2
+    assert bit["killed"] + bit["succeeded"] > 10
+    assert store.server is None or bit["server killed"] > 2
     assert bit["acknowledged"] > 5_000
