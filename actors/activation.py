@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 from .calls import Status
@@ -120,7 +119,7 @@ class Activation:
             self.rewind()
             return None
         (status, payload), *others = replies
-        first = self._settled(handler, stage, lambda: payload)
+        first = self._kept(handler, stage, None, payload)
         if first.error is not None:
             return None
         first.status = status
@@ -202,13 +201,12 @@ class Activation:
             _refuse_size("its result", payload, "reply_bytes_max", self._settings.reply_bytes_max)
         return payload
 
-    def _kept(self, handler: Handler, stage: Stage, value: Any) -> TurnResult:
-        return self._settled(handler, stage, lambda: self._encoded(handler, value))
-
-    def _settled(self, handler: Handler, stage: Stage, payload_of: Callable[[], bytes]) -> TurnResult:
+    def _kept(self, handler: Handler, stage: Stage, value: Any, payload: bytes | None = None) -> TurnResult:
+        """`payload`: the value, when it is encoded already."""
         self._end(stage)
         try:
-            payload = payload_of()
+            if payload is None:
+                payload = self._encoded(handler, value)
             result = self._keep_events(stage, payload) if self.kind.event_sourced else self._keep_state(stage, payload)
         except Exception as error:  # noqa: BLE001 - objects of the user's own may raise anything when encoded
             self.rewind()

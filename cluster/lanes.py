@@ -252,7 +252,9 @@ class CommandLane(Lane[OutgoingCommand]):
         if len(self._entered) >= width:
             return None
         if not self._ready:
-            if self.backlog and not self.busy and not self.held:  # nearly always
+            if not self.backlog:
+                return None
+            if not self.busy and not self.held:  # nearly always
                 out = self.backlog[0]
                 queued = self._by_entity.get((out.request.kind, out.request.id))
                 if (queued is None or len(queued) < PACE_FIRST) and out.deadline > now:
