@@ -1,16 +1,16 @@
-"""What tests of too much load share: what callers heard, what a process keeps in memory, and how much of the time it had
-a core, since these tests share theirs with whatever else runs."""
+"""What tests of too much load share: what callers heard, and what a process keeps in memory."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
-from pathlib import Path
 
 import psutil
+from own_time import OwnTime
 
 import atoll
 
@@ -26,6 +26,8 @@ class Heard:
         self.answers = 0
         self.errors: Counter[str] = Counter()
         self.slowest_s = 0.0
+        """In this process's own time: how late it hears because it has no core says nothing about anybody."""
+        self._time = OwnTime(os.getpid())
 
     @property
     def all(self) -> int:
@@ -33,7 +35,7 @@ class Heard:
 
     async def of(self, call: Awaitable[object]) -> str:
         """Wait for it. Returns the name of its error, and nothing when it was answered."""
-        began = time.monotonic()
+        began = self._time.seconds()
         try:
             await call
         except (atoll.NotExecuted, atoll.OutcomeUnknown) as error:
@@ -44,26 +46,10 @@ class Heard:
             self.answers += 1
             return ""
         finally:
-            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+            self.slowest_s = max(self.slowest_s, self._time.seconds() - began)
 
     def __repr__(self) -> str:
         return f"{self.answers} answers, slowest {self.slowest_s:.2f} s, {dict(self.errors)}"
-
-
-class OwnTime:
-    """Seconds in which a process's main thread ran or had nothing to do: what it waited for a core is left out. On a
-    system that does not say, all of the time."""
-
-    def __init__(self, pid: int) -> None:
-        self._file = Path(f"/proc/{pid}/schedstat")
-        self._since = self._now()
-
-    def _now(self) -> float:
-        waited_ns = int(self._file.read_text().split()[1]) if self._file.exists() else 0
-        return time.monotonic() - waited_ns / 1e9
-
-    def seconds(self) -> float:
-        return self._now() - self._since
 
 
 class Memory:
