@@ -19,7 +19,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 for _folder in ("tests/helpers", "deploy", "examples", "bench"):
     sys.path.insert(0, str(_ROOT / _folder))
 
-pytest_plugins = ["conformance", "pytester"]
+pytest_plugins = ["conformance", "flat_root", "pytester"]
 
 
 @pytest.fixture(scope="module")
