@@ -340,7 +340,10 @@ class Connection(asyncio.Protocol, ABC):
         if linger and self._transport.can_write_eof() and not self._transport.is_closing():
             if not self._reading:
                 self._transport.resume_reading()
-            self._transport.write_eof()
+            try:
+                self._transport.write_eof()
+            except OSError:  # asyncio's own transport: the peer is gone, and nobody has read that yet
+                self._transport.abort()
         else:
             self._transport.close()
         # Not from here: whoever closes a connection must not be called back in the middle of it.

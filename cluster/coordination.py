@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..actors.errors import StoreError
+from ..actors.errors import StoreError, StoreUnavailable
 from ..actors.logs import about
 from ..actors.settings import Settings
 from ..actors.world import World
@@ -75,6 +75,8 @@ class Coordination:
         self._links: dict[int, Link] = {}
         self._dialing: set[int] = set()
         self._dead: set[int] = set()
+        self._writes_failed = False
+        """Since the last one, a condemnation, was tried."""
         self._suspects: set[int] = set()
         self._look = asyncio.Event()
         self._unswept: list[int] = []
@@ -123,8 +125,8 @@ class Coordination:
             loads=self._known_loads(hosts),
         )
         by_incarnation = {host.incarnation: host for host in hosts}
-        for incarnation, renewals in decisions.condemn:
-            if await self._store.condemn(incarnation, renewals):
+        for incarnation, renewals in await self._to_condemn(decisions.condemn):
+            if await self._condemned(incarnation, renewals):
                 address = by_incarnation[incarnation].address
                 log.warning("host %d at %s is condemned", incarnation, address, extra=about(incarnation=incarnation))
                 self.poke()  # its shards are given away in the next round, on fresh facts
@@ -149,6 +151,24 @@ class Coordination:
             self._moving.update((m.shard, (m, ended)) for m in decisions.moves if m.shard in changed)
             log.info("moving %d shards", len(changed))
             self._poke_hosts({owner: [] for shard in changed if (owner := owners[shard]) is not None})
+
+    async def _to_condemn(self, silent: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Those who had a store to renew at. A full disk is read as ever: who could not be condemned for it could not
+        renew either, so when it takes writes again all have a whole lease for their next renewal. A session that nobody
+        uses is the write that shows it; it expires. Raises `StoreUnavailable` while it fails."""
+        if silent and self._writes_failed:
+            await self._store.open_session()
+            self._writes_failed = False
+            self._coordinator.count_again()
+            return [(incarnation, renewals) for incarnation, renewals in silent if incarnation in self._dead]
+        return list(silent)
+
+    async def _condemned(self, incarnation: int, renewals: int) -> bool:
+        try:
+            return await self._store.condemn(incarnation, renewals)
+        except StoreUnavailable:
+            self._writes_failed = True
+            raise
 
     def moves(self) -> list[dict[str, Any]]:
         """Moves under way: `shard`, `from`, `to` (incarnations), `why`, `since_s` (how long)."""

@@ -6,7 +6,8 @@ the epoch (or counter) that it was made on still stands there.
 
 A host is relieved in this order: condemn -> assign -> (the new owner's claim seals it). A silent host is condemned
 after its lease, counted on this process's own monotonic clock and only while its own reads succeed: after a gap in the
-reads the count starts again, else a store outage would condemn every host at its end. With first-hand proof of death
+reads the count starts again, and so it does when the store did not take a condemnation: else a store outage would
+condemn every host at its end. With first-hand proof of death
 (its listener refuses connections, its process was seen to end) there is nothing to wait for. Ray's word alone proves
 nothing.
 """
@@ -49,6 +50,10 @@ class Coordinator:
         self._strategy = strategy or EvenAllocation()
         self._silent_since: dict[int, tuple[int, float]] = {}
         self._last_read = float("-inf")
+
+    def count_again(self) -> None:
+        """All silences begin now: so far nobody could renew."""
+        self._silent_since.clear()
 
     def decide(
         self,
