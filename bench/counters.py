@@ -6,6 +6,7 @@ A host process imports it as `counters:app`; the load generator imports it for i
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import atoll
@@ -68,6 +69,31 @@ class Purse(atoll.Entity):
         return self.received
 
 
+class Busy(atoll.Entity):
+    """Takes its time: what a host can do in a second is known."""
+
+    done: int = 0
+
+    @atoll.command
+    def work(self, seconds: float) -> int:
+        """Keep the host's loop for so long. It sleeps: the loop stands still as if it computed, and the core is free
+        for the senders of the same machine."""
+        time.sleep(seconds)
+        self.done += 1
+        return self.done
+
+
+class Pair(atoll.Entity):
+    """Two fields."""
+
+    name: str = ""
+    amount: int = 0
+
+    @atoll.command
+    def put(self, name: str, amount: int) -> None:
+        self.name, self.amount = name, amount
+
+
 class Gated(atoll.Entity):
     """Works only once a file exists: until then its commands wait."""
 
@@ -84,4 +110,4 @@ class Gated(atoll.Entity):
         return self.runs
 
 
-app = atoll.App("bench", entities=[Counter, Tally, Blob, Purse, Gated])
+app = atoll.App("bench", entities=[Counter, Tally, Blob, Purse, Busy, Pair, Gated])

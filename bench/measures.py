@@ -24,7 +24,9 @@ from counters import Blob, Counter, Tally, app
 from delivery import resume, tells, transfers
 from figures import Bound, Figure, against, in_seconds, percentile
 from load import drive
+from memory import memory
 from moves import coordinator, drain, handoff, join, stopped
+from overload import neighbours, overload
 from plain_cluster import HostProcess, PlainCluster, plain_cluster
 from stores import stores
 from topic import ENTITIES, HERE, IDS, IN_FLIGHT, WARM_UP_S, Pace, Say, additions, one_host
@@ -336,6 +338,9 @@ TOPICS: dict[str, Callable[[Pace, Path, Say], Awaitable[list[Figure]]]] = {
     "join": join,
     "coordinator": coordinator,
     "allocation": allocation,
+    "overload": overload,
+    "neighbours": neighbours,
+    "memory": memory,
     "tells": tells,
     "transfers": transfers,
     "resume": resume,

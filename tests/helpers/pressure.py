@@ -1,5 +1,4 @@
-"""What tests of too much load share: what callers heard, what a process keeps in memory, and how much of the time it had
-a core, since these tests share theirs with whatever else runs."""
+"""What tests of too much load share: what callers heard, and what a process keeps in memory."""
 
 from __future__ import annotations
 
@@ -8,7 +7,6 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
-from pathlib import Path
 
 import psutil
 
@@ -48,22 +46,6 @@ class Heard:
 
     def __repr__(self) -> str:
         return f"{self.answers} answers, slowest {self.slowest_s:.2f} s, {dict(self.errors)}"
-
-
-class OwnTime:
-    """Seconds in which a process's main thread ran or had nothing to do: what it waited for a core is left out. On a
-    system that does not say, all of the time."""
-
-    def __init__(self, pid: int) -> None:
-        self._file = Path(f"/proc/{pid}/schedstat")
-        self._since = self._now()
-
-    def _now(self) -> float:
-        waited_ns = int(self._file.read_text().split()[1]) if self._file.exists() else 0
-        return time.monotonic() - waited_ns / 1e9
-
-    def seconds(self) -> float:
-        return self._now() - self._since
 
 
 class Memory:

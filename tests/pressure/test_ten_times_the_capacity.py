@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 from labour import Labour
 from luck import Luck
+from open_load import OpenLoad
+from own_time import OwnTime
 from plain_cluster import plain_cluster
-from pressure import Heard, Memory, OwnTime
+from pressure import Heard, Memory
 
 from atoll.cluster.api import Cluster
 
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 ENTITIES = 1000
-SENDERS = 2048
 TIMES = 10
 WORK_S = 0.001
 DEADLINE_S = 1.0
@@ -50,35 +51,18 @@ async def capacity(cluster: Cluster, host: OwnTime, seconds: float) -> float:
     return done / (host.seconds() - before)
 
 
-class Senders:
-    """2,048 that send every so often, answered or not; what they sent, and what they heard."""
+class Asks:
+    """What entities were asked, and what was heard of it."""
 
-    def __init__(self, cluster: Cluster, per_second: float, luck: random.Random) -> None:
+    def __init__(self, cluster: Cluster, luck: random.Random) -> None:
         self.heard = Heard()
         self.answered = [0] * ENTITIES
         self.unknown = [0] * ENTITIES
         self._cluster = cluster
-        self._period_s = SENDERS / per_second
         self._luck = luck
-        self._open: set[asyncio.Task[None]] = set()
 
-    async def send_for(self, seconds: float) -> None:
-        """Returns when all have heard of all."""
-        over = time.monotonic() + seconds
-        await asyncio.gather(*(self._sender(over) for _ in range(SENDERS)))
-        async with asyncio.timeout(DEADLINE_S + LATE_S):
-            await asyncio.gather(*self._open)
-
-    async def _sender(self, over: float) -> None:
-        due = time.monotonic() + self._luck.random() * self._period_s
-        while due < over:
-            await asyncio.sleep(due - time.monotonic())
-            task = asyncio.create_task(self._ask(self._luck.randrange(ENTITIES)))
-            self._open.add(task)
-            task.add_done_callback(self._open.discard)
-            due = max(due + self._period_s, time.monotonic())
-
-    async def _ask(self, number: int) -> None:
+    async def one(self) -> None:
+        number = self._luck.randrange(ENTITIES)
         call = self._cluster.entity(Labour, f"e{number}").compute.using(timeout=DEADLINE_S)(WORK_S)
         error = await self.heard.of(call)
         self.answered[number] += not error
@@ -97,20 +81,20 @@ async def run(folder: Path, seconds: float) -> None:
         async with cluster.connect() as client:
             possible = await capacity(client, host, 1.0)
             before = await counts(client)
-            senders = Senders(client, TIMES * possible, luck)
+            asks = Asks(client, luck)
             began, since = host.seconds(), time.monotonic()
             async with Memory.of(pid) as memory:
-                await senders.send_for(seconds)
-            goodput = senders.heard.answers / (host.seconds() - began)
-            sent = senders.heard.all / (time.monotonic() - since)
+                await OpenLoad(luck).run(asks.one, TIMES * possible, seconds)
+            goodput = asks.heard.answers / (host.seconds() - began)
+            sent = asks.heard.all / (time.monotonic() - since)
             ended = time.monotonic()
             back = await capacity(client, host, 1.0)
             took_s = time.monotonic() - ended
             after = await counts(client)
-    heard = senders.heard
+    heard = asks.heard
     print(f"capacity {possible:.0f}/s, sent {sent:.0f}/s, goodput {goodput:.0f}/s, afterwards {back:.0f}/s; {heard}")  # noqa: T201
     print(memory.chart(), luck, sep="\n")  # noqa: T201
-    for was, now, answered, unknown in zip(before, after, senders.answered, senders.unknown, strict=True):
+    for was, now, answered, unknown in zip(before, after, asks.answered, asks.unknown, strict=True):
         assert answered <= now - was <= answered + unknown
     assert sent > 3 * possible, "the load did not bite"
     assert goodput >= 0.8 * possible
