@@ -11,11 +11,15 @@ class OwnTime:
     system that does not say, all of the time."""
 
     def __init__(self, pid: int) -> None:
-        self._file = Path(f"/proc/{pid}/schedstat")
+        file = Path(f"/proc/{pid}/schedstat")
+        self._file = file.open("rb", buffering=0) if file.exists() else None
         self._since = self._now()
 
     def _now(self) -> float:
-        waited_ns = int(self._file.read_text().split()[1]) if self._file.exists() else 0
+        waited_ns = 0
+        if self._file is not None:
+            self._file.seek(0)
+            waited_ns = int(self._file.read().split()[1])
         return time.monotonic() - waited_ns / 1e9
 
     def seconds(self) -> float:

@@ -15,8 +15,9 @@ from pressure import Heard, Memory
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 CLIENTS = 4
 SENDERS = 10_000
-LATE_S = 2.0
-"""How much later than its deadline a sender may hear on a machine that is busy with other things."""
+LATE_S = 1.0
+"""How much later than its deadline a sender may hear, in this process's own time."""
+HANGS_S = 30.0
 GROWN_MIB_MAX = 16
 """Of the host: a full mailbox of 1,000 commands of about 1 KB, and the connections' buffers. The other 9,000 wait at
 their clients."""
@@ -40,7 +41,7 @@ async def run(folder: Path, work_s: float, deadline_s: float) -> None:
         began = time.monotonic()
         async with (
             Memory.of(cluster.hosts[0].process.pid) as memory,
-            asyncio.timeout(deadline_s + LATE_S),
+            asyncio.timeout(HANGS_S),
             asyncio.TaskGroup() as senders,
         ):
             for number in range(SENDERS // CLIENTS):
@@ -56,7 +57,8 @@ async def run(folder: Path, work_s: float, deadline_s: float) -> None:
         assert await clients[0].entity(List, "one").append("the next") == len(items)
     print(f"{took_s:.2f} s; {heard}; {memory.grown:.1f} MiB more")  # noqa: T201
     assert len(fates) == heard.all == SENDERS
-    assert deadline_s / work_s / 2 <= heard.answers <= deadline_s / work_s + 1
+    assert heard.slowest_s < deadline_s + LATE_S
+    assert 1 <= heard.answers <= deadline_s / work_s + 1
     assert {token for token, fate in fates.items() if not fate} <= set(items)
     assert all(fates[token] in ("", "OutcomeUnknown") for token in items), "one that surely did not run, ran"
     assert len(set(items)) == len(items)
