@@ -317,7 +317,7 @@ def postgres(
 
 @contextlib.asynccontextmanager
 async def paused(server: PostgresServer) -> AsyncIterator[None]:
-    server.pause()
+    server.suspend()
     try:
         yield
     finally:
