@@ -114,6 +114,7 @@ async def suffer(cluster: PlainCluster, outage: Outage, seconds: float, *, bites
         callers = Callers(client)
         await until(lambda: callers.answers > 20 * CALLERS, 10, "the callers do not get going")
         async with outage:
+            await asyncio.sleep(LOOK_S)  # what was answered before it began is heard
             if bites:
                 await until(lambda: callers.last_answer_s > STUCK_S, 10, "the outage did not bite")
             before, tried = callers.answers, callers.tried
@@ -326,7 +327,7 @@ async def paused(server: PostgresServer) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def killed(server: PostgresServer) -> AsyncIterator[None]:
-    server.kill()
+    await asyncio.to_thread(server.kill)
     try:
         yield
     finally:
