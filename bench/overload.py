@@ -3,7 +3,7 @@ entity costs its neighbours.
 
     python bench/overload.py
 
-prints the first of them as a chart (README.md beside this file).
+prints the first of them as a chart (ARCHITECTURE.md shows one).
 """
 
 from __future__ import annotations

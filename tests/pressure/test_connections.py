@@ -29,7 +29,7 @@ HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 AT_ONCE = 50
 """Handshakes under way: fewer than a host takes (server.UNPROVED_MAX)."""
 CONNECTION_BYTES = 20_000
-"""What an open connection may cost a host. (Measured: 12,000.)"""
+"""What an open connection may cost a host. (Measured: 5,500.)"""
 NOISE_MIB = 24
 """Of the allocator, and what the asks of the bystander leave behind."""
 LATE_S = 2.0

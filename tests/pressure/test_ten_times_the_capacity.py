@@ -29,7 +29,7 @@ CORE_SHARE = 0.7
 """With less of a core than this, senders hear what was answered in time too late, and goodput is the machine's."""
 GROWN_MIB_MAX = 64
 """Of the host: `DEADLINE_S` of ten times the capacity waits, some 10,000 commands of about 1 KB, and what is not yet in
-the tables. (Measured: 15.)"""
+the tables. (Measured: 11.)"""
 BACK_S = 5.0
 """After the end everything is as before."""
 FLAT_MIB = 16
