@@ -27,10 +27,6 @@ class Desk(atoll.Entity):
         return len(data)
 
     @atoll.query
-    def give(self, size: int) -> bytes:
-        return bytes(size)
-
-    @atoll.query
     def count(self) -> int:
         return self.served
 
