@@ -155,21 +155,16 @@ class MemoryStore:
         return list(self._shards)
 
     async def assign(self, assignments: Sequence[Assignment]) -> frozenset[int]:
-        changed = set()
-        for assignment in assignments:
-            row = ownership.assigned(self._row(assignment.shard), assignment)
-            if row is not None and self._is_eligible(assignment.incarnation):
-                self._shards[row.shard] = row
-                changed.add(row.shard)
-        return frozenset(changed)
+        return self._decide(ownership.assigned, assignments)
 
     async def move(self, moves: Sequence[Assignment]) -> frozenset[int]:
-        changed = set()
-        for move in moves:
-            row = ownership.moved(self._row(move.shard), move)
-            if row is not None and (row.target is None or self._is_eligible(row.target)):
-                self._shards[row.shard] = row
-                changed.add(row.shard)
+        return self._decide(ownership.moved, moves)
+
+    def _decide(self, step: ownership.Step, decisions: Sequence[Assignment]) -> frozenset[int]:
+        eligible = {d.incarnation for d in decisions if self._is_eligible(d.incarnation)}
+        changed = ownership.decided(step, self._row, decisions, eligible)
+        for shard, row in changed.items():
+            self._shards[shard] = row
         return frozenset(changed)
 
     async def claim(self, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[ShardRow]:

@@ -11,11 +11,15 @@ What a host's row says stands elsewhere: the store looks whether it is LIVE or e
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Container, Iterable
 
 from msgspec.structs import replace
 
 from .records import Commit
 from .spi import Assignment, CheckpointEnd, HostRow, HostState, ShardRow, ShardState
+
+Step = Callable[[ShardRow, Assignment], ShardRow | None]
+"""`assigned` or `moved`: the row after a decision, None when that changes nothing."""
 
 
 def checked_shard(shard: int, shards: int) -> int:
@@ -58,6 +62,25 @@ def moved(row: ShardRow, move: Assignment) -> ShardRow | None:
         return None
     target = None if move.incarnation == row.owner else move.incarnation
     return None if target == row.target else replace(row, target=target)
+
+
+def decided(
+    step: Step,
+    row_of: Callable[[int], ShardRow],
+    decisions: Iterable[Assignment],
+    eligible: Container[int],
+) -> dict[int, ShardRow]:
+    """The rows, by shard, that decisions of one kind (`assigned` or `moved`) change, one after the other. `eligible`:
+    the incarnations that may be given shards; a decision for another one changes nothing."""
+    changed: dict[int, ShardRow] = {}
+    for decision in decisions:
+        row = step(changed.get(decision.shard) or row_of(decision.shard), decision)
+        if row is None:
+            continue
+        heir = row.target if row.state is ShardState.OWNED else row.assigned
+        if heir is None or heir in eligible:
+            changed[row.shard] = row
+    return changed
 
 
 def claimed(row: ShardRow, incarnation: int, epoch: int) -> ShardRow | None:

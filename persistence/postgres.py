@@ -171,12 +171,12 @@ class PostgresStore:
     async def assign(self, assignments: Sequence[Assignment]) -> frozenset[int]:
         self._check_shards(assignment.shard for assignment in assignments)
         async with self._opened.transaction(Lane.WRITE) as connection:
-            return await postgres_tables.assign(connection, assignments)
+            return await postgres_tables.decide(connection, ownership.assigned, assignments)
 
     async def move(self, moves: Sequence[Assignment]) -> frozenset[int]:
         self._check_shards(move.shard for move in moves)
         async with self._opened.transaction(Lane.WRITE) as connection:
-            return await postgres_tables.move(connection, moves)
+            return await postgres_tables.decide(connection, ownership.moved, moves)
 
     async def claim(self, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[ShardRow]:
         self._check_shards(shard for shard, _epoch in claims)

@@ -75,29 +75,16 @@ async def create_shards(connection: Connection, shards: int) -> None:
 # ---- ownership: each inside a transaction --------------------------------------------------------------------------
 
 
-async def assign(connection: Connection, assignments: Sequence[Assignment]) -> frozenset[int]:
-    rows = await _locked(connection, (assignment.shard for assignment in assignments))
-    eligible = await _eligible(connection, [assignment.incarnation for assignment in assignments])
-    changed = set()
-    for assignment in assignments:
-        row = ownership.assigned(rows[assignment.shard], assignment)
-        if row is not None and assignment.incarnation in eligible:
-            rows[row.shard] = row
-            changed.add(row.shard)
-    await _put_shards(connection, rows, changed)
-    return frozenset(changed)
-
-
-async def move(connection: Connection, moves: Sequence[Assignment]) -> frozenset[int]:
-    rows = await _locked(connection, (move.shard for move in moves))
-    eligible = await _eligible(connection, [move.incarnation for move in moves])
-    changed = set()
-    for move in moves:
-        row = ownership.moved(rows[move.shard], move)
-        if row is not None and (row.target is None or row.target in eligible):
-            rows[row.shard] = row
-            changed.add(row.shard)
-    await _put_shards(connection, rows, changed)
+async def decide(
+    connection: Connection,
+    step: ownership.Step,
+    decisions: Sequence[Assignment],
+) -> frozenset[int]:
+    """`step`: `ownership.assigned` or `ownership.moved`."""
+    rows = await _locked(connection, (decision.shard for decision in decisions))
+    eligible = await _eligible(connection, [decision.incarnation for decision in decisions])
+    changed = ownership.decided(step, rows.__getitem__, decisions, eligible)
+    await _put_shards(connection, changed, changed.keys())
     return frozenset(changed)
 
 

@@ -126,25 +126,17 @@ class TablesWriter:
 
     # ---- ownership -------------------------------------------------------------------------------------------
     def assign(self, assignments: Sequence[Assignment]) -> frozenset[int]:
-        changed = set()
-        with self._database.transaction():
-            eligible = self._eligible(assignment.incarnation for assignment in assignments)
-            for assignment in assignments:
-                row = ownership.assigned(self._shard(assignment.shard), assignment)
-                if row is not None and assignment.incarnation in eligible:
-                    self._put_shard(row)
-                    changed.add(row.shard)
-        return frozenset(changed)
+        return self._decide(ownership.assigned, assignments)
 
     def move(self, moves: Sequence[Assignment]) -> frozenset[int]:
-        changed = set()
+        return self._decide(ownership.moved, moves)
+
+    def _decide(self, step: ownership.Step, decisions: Sequence[Assignment]) -> frozenset[int]:
         with self._database.transaction():
-            eligible = self._eligible(move.incarnation for move in moves)
-            for move in moves:
-                row = ownership.moved(self._shard(move.shard), move)
-                if row is not None and (row.target is None or row.target in eligible):
-                    self._put_shard(row)
-                    changed.add(row.shard)
+            eligible = self._eligible(decision.incarnation for decision in decisions)
+            changed = ownership.decided(step, self._shard, decisions, eligible)
+            for row in changed.values():
+                self._put_shard(row)
         return frozenset(changed)
 
     def claim(self, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[ShardRow]:

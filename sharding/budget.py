@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from ..actors.calls import Status
 from ..actors.settings import Settings
 from ..actors.world import World
-from .messages import Answer, Peer
+from .messages import Peer
 from .resident import Resident
 from .shard import OwnedShard
 
@@ -52,8 +52,7 @@ def _give_back(resident: Resident, before: float) -> None:
     ]
     for pending in late:
         resident.remove(pending)
-        pending.window.bounce(pending.call.number)
-        pending.peer.send(Answer(pending.call.shard, pending.call.number, Status.STORE_AWAY, _STORE_AWAY))
+        pending.send_back(Status.STORE_AWAY, _STORE_AWAY)
 
 
 def _nobody(held: bool) -> None:

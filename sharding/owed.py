@@ -33,7 +33,7 @@ from ..persistence.records import DeadLetter, Delivery, MailboxRow, Record, Reco
 from .accepting import NO_HANDLER, NO_WINDOW, NOBODY, Accepting, Holdings, owed
 from .commit import CommitPath
 from .log_fields import of_command
-from .messages import Answer, Call
+from .messages import Call
 from .resident import Pending, Resident
 from .retries import pause_s
 from .shard import OwnedShard, Phase
@@ -153,9 +153,7 @@ class Owed:
             if self.may_bury(shard):
                 self.bury_arrived(shard, pending, "failed" if status in _FAILED else _reason(status), message)
             else:
-                call = pending.call
-                pending.window.bounce(call.number)
-                pending.peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message.encode(), call.sender))
+                pending.send_back(Status.OVERLOADED, message.encode())
         elif status in _FAILED or not self.may_bury(shard):
             self._accepting.stage(resident, pending, attempts=1)
             pending.counted = True

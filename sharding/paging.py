@@ -24,7 +24,6 @@ from ..persistence.spi import Store
 from .accepting import ENTRY_BYTES, Holdings, owed
 from .commit import CommitPath
 from .log_fields import of_entity
-from .messages import Answer
 from .owed import Owed
 from .resident import Resident
 from .retries import until_done
@@ -110,13 +109,10 @@ class Paging:
         backlog.unreadable = True
         behind, backlog.behind = backlog.behind, deque()
         for pending in behind:
-            call = pending.call
             if pending.owed:
                 self._owed.unable(resident, pending, Status.UNAVAILABLE, str(error))
             else:
-                pending.window.bounce(call.number)
-                message = str(error).encode()
-                pending.peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message, call.sender))
+                pending.send_back(Status.OVERLOADED, str(error).encode())
 
     def _bring_in(self, resident: Resident, row: MailboxRow) -> None:
         backlog = resident.backlog

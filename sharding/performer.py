@@ -445,9 +445,7 @@ class TurnPerformer:
 
     def _bounce(self, resident: Resident, pending: Pending, message: bytes) -> None:
         """There is no room for what it sends: its caller sends it again, and after it what came behind it."""
-        call = pending.call
-        pending.window.bounce(call.number)
-        pending.peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message, call.sender))
+        pending.send_back(Status.OVERLOADED, message)
         for other in [other for other in resident.waiting() if other.client == pending.client and not other.owed]:
             other.window.bounce(other.call.number)
             other.peer.send(OutOfOrder(other.call.shard, other.call.number, other.call.sender))

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from ..actors.calls import Priority
+from ..actors.calls import Priority, Status
 from ..persistence.overlay import EntityKey
+from .messages import Answer
 
 if TYPE_CHECKING:
     from ..actors.activation import Activation
@@ -55,6 +56,12 @@ class Pending(msgspec.Struct, eq=False):
     """It was in a batch that failed: it runs by itself."""
     behind: int = 0
     """The newest entry that was only stored when it came: it runs after that."""
+
+    def send_back(self, status: Status, message: bytes) -> None:
+        """It did not run, and its number stays free: its sender may send it again."""
+        call = self.call
+        self.window.bounce(call.number)
+        self.peer.send(Answer(call.shard, call.number, status, message, call.sender))
 
     @property
     def owed(self) -> bool:
