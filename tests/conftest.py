@@ -45,3 +45,12 @@ def postgres_url(postgres_databases: PostgresDatabases) -> Iterator[str]:
     """The URL of a migrated database of one's own, as its runtime role."""
     with postgres_databases.fresh() as name:
         yield postgres_databases.server.url(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def second_store(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty durable store, of each sort."""
+    if request.param == "sqlite":
+        return f"sqlite:{tmp_path / 'second' / 'store'}"
+    url: str = request.getfixturevalue("postgres_url")
+    return url

@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import psutil
 from own_time import OwnTime
@@ -16,7 +16,16 @@ import atoll
 
 MIB = 1 << 20
 LOOK_S = 0.1
+CONDITION_LOOK_S = 0.05
 ROWS = 30
+
+
+async def until(condition: Callable[[], bool], seconds: float, what: Callable[[], object]) -> None:
+    """Wait for it; `what` says why the test fails when it takes longer than so many seconds."""
+    over = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < over, what()
+        await asyncio.sleep(CONDITION_LOOK_S)
 
 
 class Heard:

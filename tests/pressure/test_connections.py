@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import os
 import resource
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -15,7 +14,7 @@ import psutil
 import pytest
 from labour import Shelf
 from plain_cluster import PlainCluster, plain_cluster
-from pressure import MIB, Heard, Memory
+from pressure import MIB, Heard, Memory, until
 from wiring import Listener, RawPeer, raw_peer
 
 from atoll.cluster.connection import LINGER_S, PINGS_UNANSWERED_MAX
@@ -33,7 +32,6 @@ CONNECTION_BYTES = 20_000
 NOISE_MIB = 24
 """Of the allocator, and what the asks of the bystander leave behind."""
 LATE_S = 2.0
-LOOK_S = 0.05
 
 
 @pytest.fixture
@@ -43,13 +41,6 @@ def descriptors() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-async def until(condition: Callable[[], bool], seconds: float, what: Callable[[], object]) -> None:
-    over = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < over, what()
-        await asyncio.sleep(LOOK_S)
 
 
 async def connected(cluster: PlainCluster) -> tuple[Link, Listener]:

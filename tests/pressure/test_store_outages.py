@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import pytest
 from ledger import History, Journal, List
 from plain_cluster import PlainCluster, plain_cluster
 from postgres_server import PostgresServer
-from pressure import Memory
+from pressure import Memory, until
 
 from atoll.cluster.api import Cluster
 from atoll.persistence.postgres_migrate import migrate
@@ -100,34 +100,27 @@ class Callers:
         self.history.check({f"e{number}": await self.ref(number).read() for number in range(CALLERS)})
 
 
-async def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    over = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < over, what
-        await asyncio.sleep(LOOK_S)
-
-
 async def suffer(cluster: PlainCluster, outage: Outage, seconds: float, *, bites: bool = True) -> History:
     """Callers before, during and after an outage. `bites`: nothing is answered while it lasts."""
     (host,) = cluster.hosts
     async with cluster.connect() as client, Memory.of(host.process.pid) as memory:
         callers = Callers(client)
-        await until(lambda: callers.answers > 20 * CALLERS, 10, "the callers do not get going")
+        await until(lambda: callers.answers > 20 * CALLERS, 10, lambda: "the callers do not get going")
         async with outage:
             await asyncio.sleep(LOOK_S)  # what was answered before it began is heard
             if bites:
-                await until(lambda: callers.last_answer_s > STUCK_S, 10, "the outage did not bite")
+                await until(lambda: callers.last_answer_s > STUCK_S, 10, lambda: "the outage did not bite")
             before, tried = callers.answers, callers.tried
             await asyncio.sleep(seconds)
             answered, heard = callers.answers - before, callers.tried - tried
         ended = time.monotonic()
         slowest_s = callers.slowest_s
-        await until(lambda: callers.all_answered_since(ended), BACK_S, "normal service is not back")
+        await until(lambda: callers.all_answered_since(ended), BACK_S, lambda: "normal service is not back")
         took_s = time.monotonic() - ended
         await asyncio.sleep(PATIENCE_S)  # what began in the outage has ended
         callers.since_now()
         normal = callers.answers
-        await until(lambda: callers.answers > normal + 20 * CALLERS, 10, "it is slower than before")
+        await until(lambda: callers.answers > normal + 20 * CALLERS, 10, lambda: "it is slower than before")
         await callers.stop()
         await callers.check()
     history = callers.history

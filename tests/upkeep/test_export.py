@@ -59,15 +59,7 @@ async def holds(store: Store) -> Any:
 # ---- an app that goes on
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:{tmp_path / 'second' / 'store'}"
-    url: str = request.getfixturevalue("postgres_url")
-    return url
-
-
-async def test_an_app_goes_on_in_another_store_where_it_was_killed(tmp_path: Path, target: str) -> None:
+async def test_an_app_goes_on_in_another_store_where_it_was_killed(tmp_path: Path, second_store: str) -> None:
     """J05, M02, M05, M06, M07, M10, S15: hosts are killed with money reserved, messages on their way, tells accepted
     and timers set; what was exported from there ends in the other store as if nothing had happened, and a command ID is
     known there."""
@@ -96,15 +88,15 @@ async def test_an_app_goes_on_in_another_store_where_it_was_killed(tmp_path: Pat
     for table in (Table.ENTITIES, Table.CLIENTS, Table.NAMED, Table.MAILBOX, Table.TIMERS):
         assert any(rows for (of, _), rows in before[0].items() if of is table), f"no {table}: it proves too little"
 
-    assert await imported(open_store(target), content, APP, settings) == sum(map(len, before[0].values()))
-    store = open_store(target)
+    assert await imported(open_store(second_store), content, APP, settings) == sum(map(len, before[0].values()))
+    store = open_store(second_store)
     await store.open(APP, settings.shards)
     assert await holds(store) == before
     assert await store.numbers() == numbers
     await store.close()
 
     async with (
-        two_hosts(tmp_path / "second", target) as second,
+        two_hosts(tmp_path / "second", second_store) as second,
         second.connect() as client,
     ):
         load._cluster = client
