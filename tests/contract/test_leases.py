@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
 
 from store_rows import own, row_of
 
@@ -58,6 +59,11 @@ async def test_a_host_that_renewed_in_time_is_not_condemned(store: Store, host: 
     assert [row.state for row in await store.hosts()] == [HostState.LIVE]
 
 
+async def _later(call: Coroutine[Any, Any, bool], seconds: float) -> bool:
+    await asyncio.sleep(seconds)
+    return await call
+
+
 async def test_renewal_and_condemnation_race_and_one_wins(stores: Stores) -> None:
     """PR14: whoever comes first makes the other fail; never do both succeed on one counter."""
     ours, theirs = await stores.open(), await stores.open()
@@ -67,7 +73,8 @@ async def test_renewal_and_condemnation_race_and_one_wins(stores: Stores) -> Non
         host = await ours.register_host("a:1", "n", None)
         calls = [ours.renew(host), theirs.condemn(host, 0)]
         order = luck.sample([0, 1], 2)
-        results = await asyncio.gather(*(calls[i] for i in order))
+        # The second begins up to a few round trips later: a renewal is one, a condemnation is more.
+        results = await asyncio.gather(calls[order[0]], _later(calls[order[1]], luck.uniform(0, 0.005)))
         renewed, condemned = results[order.index(0)], results[order.index(1)]
         assert renewed != condemned
         outcomes.add(renewed)
