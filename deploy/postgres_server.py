@@ -17,7 +17,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -28,6 +27,7 @@ from typing import Any, Self
 
 import asyncpg
 import psutil
+from free_ports import free_ports
 
 from atoll.persistence.postgres_migrate import migrate
 
@@ -56,7 +56,7 @@ class PostgresServer:
     def __init__(self, folder: Path, binaries: Path, data: Path | None = None, also_at: str | None = None) -> None:
         self.folder = folder
         self._also_at = also_at
-        self.port = _free_port()
+        self.port = free_ports()
         self._binaries = binaries
         self.data = data or folder / "data"
         self._process: subprocess.Popen[bytes] | None = None
@@ -248,10 +248,3 @@ def _binaries(folder: Path) -> Path:
     # The programs find their libraries beside the package, as the wheel lays them out.
     shutil.copytree(package.parent / f"{PACKAGE}.libs", folder / "site" / f"{PACKAGE}.libs")
     return copied / "bin"
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port

@@ -24,7 +24,6 @@ import importlib.util
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -37,6 +36,7 @@ from typing import Annotated, Self
 
 import psutil
 import typer
+from free_ports import free_ports
 
 MARK = "ATOLL_RAY_NODE"
 """Environment variable `<folder>#<index>` that every process of a node inherits."""
@@ -118,7 +118,7 @@ class RayNodes:
         if index == 0:
             arguments += ["--head", "--port=0", f"--temp-dir={self.folder}", "--include-dashboard=false"]
             if importlib.util.find_spec("grpc") is not None:  # only then does Ray start its client server, on 10001
-                arguments.append(f"--ray-client-server-port={_free_port()}")
+                arguments.append(f"--ray-client-server-port={free_ports()}")
         else:
             arguments.append(f"--address={self.address}")
         log = self.folder / f"start-{index}.log"
@@ -314,12 +314,6 @@ def _environment() -> dict[str, str]:
 def _short_temporary_folder() -> str | None:
     """None for the default, unless that is too long for Ray's sockets."""
     return "/tmp" if len(tempfile.gettempdir()) > 30 and Path("/tmp").is_dir() else None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def _option(arguments: list[str], name: str) -> str:

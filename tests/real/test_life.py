@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ import psutil
 import pytest
 from app_under_test import Ledger
 from command_line import APPS, CommandLine
+from free_ports import free_ports
 from running_app import RunningApp, actor_processes, until_gone
 from three_nodes import RayNodes
 
@@ -230,20 +230,9 @@ def test_what_fails_on_the_hosts_only_is_told_in_one_line_and_undone(cli: Comman
         time.sleep(0.1)
 
 
-def free_ports_in_a_row(count: int) -> int:
-    """The first of them. Above Ray's own ports and below those that the kernel gives out by itself: whoever asks for any
-    port, and all of Ray's processes do, would take one of them in between."""
-    for first in range(25_000, 30_000, count):
-        with contextlib.ExitStack() as taken, contextlib.suppress(OSError):
-            for port in range(first, first + count):
-                taken.enter_context(socket.create_server(("", port)))
-            return first
-    raise AssertionError("no free ports between 25000 and 30000")
-
-
 def test_ports_are_taken_in_a_row(cli: CommandLine) -> None:
     """`--port P`: the hosts listen at P and the next ones, so that a firewall can be told."""
-    port = free_ports_in_a_row(3)
+    port = free_ports(3)
     started = cli.asked("start", "broken:sound", "--port", str(port))
     try:
         ports = sorted(int(host["address"].rpartition(":")[2]) for host in started["hosts"])
