@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from scenario import Box, RawClient, Scenario, play, until
+from scenario import Box, RawClient, Scenario, ScriptedStore, play, until
 
 from atoll.actors.calls import Status
 from atoll.persistence.spi import HostState
@@ -333,6 +333,57 @@ def test_a_coordinator_that_could_not_read_counts_anew() -> None:
         held.let_go()
         await asyncio.sleep(20)
         assert (await states(s)) == {a.incarnation: HostState.LIVE, b.incarnation: HostState.LIVE}
+
+    play(script, shards=4)
+
+
+WRITES = ("renew", "condemn", "open_session")
+"""Those that are tried by themselves while nobody works."""
+
+
+def take_writes(store: ScriptedStore, *, again: bool) -> None:
+    """False: from now on the store is read as ever, and takes nothing, as on a full disk. True: it takes all again."""
+    for name in WRITES:
+        store.lose(name, 0 if again else 10**9)
+
+
+@pytest.mark.parametrize("seconds", [20.0, 21.0, 22.0])
+def test_nobody_is_condemned_for_a_store_that_took_no_writes(seconds: float) -> None:
+    """PR14, R02: who could not be condemned could not renew either. Whenever the store takes writes again, everybody has
+    a whole lease to renew in, also when the coordinator is the first to notice; who does not renew then is condemned."""
+
+    async def script(s: Scenario) -> None:
+        a, b = await two_hosts_and_a_coordinator(s)
+        stores = [s.coordinator_store, s.store_of(a), s.store_of(b)]
+        for store in stores:
+            take_writes(store, again=False)
+        await asyncio.sleep(seconds)
+        assert "condemn" in s.coordinator_store.names(), "it did not bite"
+        take_writes(s.coordinator_store, again=True)
+        await asyncio.sleep(s.settings.lease_s - 0.2)
+        assert set((await states(s)).values()) == {HostState.LIVE}
+        take_writes(s.store_of(a), again=True)
+        assert await condemned_after(s, b) < 1.0
+        await until(lambda: len(a.shards) == 4, 1.0)
+        assert (await states(s))[a.incarnation] is HostState.LIVE
+
+    play(script, shards=4, lease_renew_s=0.1, retry_max_s=0.1)
+
+
+def test_a_host_that_died_while_the_store_took_no_writes_is_relieved_as_soon_as_it_does() -> None:
+    """PR16, R02: its death is proved: no lease has to pass."""
+
+    async def script(s: Scenario) -> None:
+        a, b = await two_hosts_and_a_coordinator(s)
+        for store in (s.coordinator_store, s.store_of(b)):
+            take_writes(store, again=False)
+        s.kill(a)
+        await asyncio.sleep(20)
+        assert (await states(s))[a.incarnation] is HostState.LIVE
+        for store in (s.coordinator_store, s.store_of(b)):
+            take_writes(store, again=True)
+        assert await condemned_after(s, a) < 0.5
+        await until(lambda: len(b.shards) == 4, 1.0)
 
     play(script, shards=4)
 

@@ -75,6 +75,16 @@ def test_after_a_gap_in_the_reads_all_counts_begin_anew() -> None:
     assert watched(coordinator, rows, 63.5, 64.0).condemn == ((1, 0), (2, 0))
 
 
+def test_all_counts_begin_anew_when_a_condemnation_was_not_taken() -> None:
+    """PR14: a store that takes no writes would condemn every host at its end; a new count is a whole lease."""
+    coordinator = Coordinator(LEASE_S, GAP_S)
+    rows = [host(1), host(2)]
+    assert watched(coordinator, rows, 0.0, 4.0).condemn == ((1, 0), (2, 0))
+    coordinator.count_again()
+    assert watched(coordinator, rows, 4.5, 7.5) == Decisions()
+    assert watched(coordinator, rows, 8.0, 8.5).condemn == ((1, 0), (2, 0))
+
+
 def test_a_new_coordinator_counts_from_its_own_first_look() -> None:
     """PR14: it knows nothing of the time before."""
     coordinator = Coordinator(LEASE_S, GAP_S)
