@@ -13,12 +13,14 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from ledger import History, Journal, List
 from plain_cluster import PlainCluster, plain_cluster
 from postgres_server import PostgresServer
 from pressure import Memory, until
+from slow_disk import SlowDisk, slow_disk
 
 from atoll.cluster.api import Cluster
 from atoll.persistence.postgres_migrate import migrate
@@ -100,7 +102,13 @@ class Callers:
         self.history.check({f"e{number}": await self.ref(number).read() for number in range(CALLERS)})
 
 
-async def suffer(cluster: PlainCluster, outage: Outage, seconds: float, *, bites: bool = True) -> History:
+class Suffered(NamedTuple):
+    history: History
+    slowest_s: float
+    """While the outage lasted: the callers' longest wait."""
+
+
+async def suffer(cluster: PlainCluster, outage: Outage, seconds: float, *, bites: bool = True) -> Suffered:
     """Callers before, during and after an outage. `bites`: nothing is answered while it lasts."""
     (host,) = cluster.hosts
     async with cluster.connect() as client, Memory.of(host.process.pid) as memory:
@@ -138,7 +146,14 @@ async def suffer(cluster: PlainCluster, outage: Outage, seconds: float, *, bites
         assert answered > CALLERS
         assert heard == answered
     assert memory.grown < GROWN_MIB_MAX
-    return history
+    return Suffered(history, slowest_s)
+
+
+def all_waited(suffered: Suffered, at_least_s: float) -> None:
+    """And nobody was turned away."""
+    assert suffered.slowest_s >= at_least_s, "the outage did not bite"
+    assert not suffered.history.without_effect
+    assert not suffered.history.unknown
 
 
 # ---- SQLite
@@ -195,9 +210,8 @@ async def test_a_log_that_stands_still_for_ten_seconds(tmp_path: Path) -> None:
 
 async def with_locked_tables(folder: Path, seconds: float) -> None:
     async with sqlite(folder) as cluster:
-        history = await suffer(cluster, locked(folder / "store" / "tables.db"), seconds, bites=False)
-    assert not history.without_effect
-    assert not history.unknown
+        suffered = await suffer(cluster, locked(folder / "store" / "tables.db"), seconds, bites=False)
+    all_waited(suffered, 0.0)
 
 
 @pytest.mark.timeout(60)
@@ -211,6 +225,41 @@ async def test_tables_that_stand_still(tmp_path: Path) -> None:
 async def test_tables_that_stand_still_for_ten_seconds(tmp_path: Path) -> None:
     """R01: the same, over two checkpoints that cannot be written."""
     await with_locked_tables(tmp_path, LONG_S)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> SlowDisk:
+    disk = slow_disk(tmp_path)
+    if disk is None:
+        pytest.skip("this machine has no C compiler")
+    return disk
+
+
+@contextlib.asynccontextmanager
+async def slow(disk: SlowDisk, fsync_s: float) -> AsyncIterator[None]:
+    with disk.slow(fsync_s):
+        yield
+
+
+async def with_a_slow_disk(disk: SlowDisk, folder: Path, fsync_s: float, seconds: float) -> None:
+    async with plain_cluster("ledger:app", "ledger", folder, app_dir=HELPERS, hosts=0) as cluster:
+        await cluster.start_host(within=disk.within)
+        suffered = await suffer(cluster, slow(disk, fsync_s), seconds, bites=False)
+    all_waited(suffered, fsync_s)
+
+
+@pytest.mark.timeout(60)
+async def test_a_disk_whose_fsync_takes_two_seconds(disk: SlowDisk, tmp_path: Path) -> None:
+    """R01: it is slow, and not stuck: everybody waits for it, one commit after the other, and nobody fails; the host keeps
+    its lease and its shards, and within five seconds of the end all is as before."""
+    await with_a_slow_disk(disk, tmp_path, 2.0, 3 * SHORT_S)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(90)
+async def test_a_disk_whose_fsync_takes_two_seconds_for_half_a_minute(disk: SlowDisk, tmp_path: Path) -> None:
+    """R01: the same, over checkpoints that take many of them."""
+    await with_a_slow_disk(disk, tmp_path, 2.0, 3 * LONG_S)
 
 
 DISK_BYTES = 24 << 20
@@ -382,9 +431,8 @@ async def with_slow_commits(
     server: PostgresServer, database: str, folder: Path, commit_s: float, seconds: float
 ) -> None:
     async with postgres(server, database, folder, patience_s=10.0) as cluster:
-        history = await suffer(cluster, slow_to_commit(server, database, commit_s), seconds, bites=False)
-    assert not history.without_effect
-    assert not history.unknown
+        suffered = await suffer(cluster, slow_to_commit(server, database, commit_s), seconds, bites=False)
+    all_waited(suffered, commit_s)
 
 
 @pytest.mark.timeout(60)
