@@ -167,6 +167,13 @@ class MemoryStore:
             self._shards[shard] = row
         return frozenset(changed)
 
+    async def pin(self, shard: int, node: str | None) -> bool:
+        row = ownership.pinned(self._row(shard), node)
+        if row is None:
+            return False
+        self._shards[shard] = row
+        return True
+
     async def claim(self, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[ShardRow]:
         taken = []
         for shard, epoch in claims if self._is_live(incarnation) else ():

@@ -5,6 +5,8 @@
                         +---+ assign*     |  +-+ move: sets or clears its target
                                           +--assign*--> ASSIGNED
 
+A pin is set and taken away beside all that, and stays through all of it.
+
 What a host's row says stands elsewhere: the store looks whether it is LIVE or eligible, and tells.
 """
 
@@ -62,6 +64,11 @@ def moved(row: ShardRow, move: Assignment) -> ShardRow | None:
         return None
     target = None if move.incarnation == row.owner else move.incarnation
     return None if target == row.target else replace(row, target=target)
+
+
+def pinned(row: ShardRow, node: str | None) -> ShardRow | None:
+    """The row with this pin, or None when it says so already. Every other transition keeps the pin."""
+    return None if node == row.pin else replace(row, pin=node)
 
 
 def decided(

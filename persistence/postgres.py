@@ -178,6 +178,11 @@ class PostgresStore:
         async with self._opened.transaction(Lane.WRITE) as connection:
             return await postgres_tables.decide(connection, ownership.moved, moves)
 
+    async def pin(self, shard: int, node: str | None) -> bool:
+        self._check_shards((shard,))
+        async with self._opened.transaction(Lane.WRITE) as connection:
+            return await postgres_tables.pin(connection, shard, node)
+
     async def claim(self, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[ShardRow]:
         self._check_shards(shard for shard, _epoch in claims)
         async with self._opened.transaction(Lane.WRITE) as connection:

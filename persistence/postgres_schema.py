@@ -1,7 +1,7 @@
 """The schema of a PostgreSQL store: numbered SQL files, applied in order by the role that owns the tables.
 
     postgres_migrations/0001_tables.sql      what version 1 added
-    postgres_migrations/0002_....sql         what version 2 added
+    postgres_migrations/0002_pins.sql        what version 2 added
 
 A version is never changed once it was released; the next one says what is different. Hosts apply nothing: they refuse
 a store of another version than theirs.

@@ -88,6 +88,13 @@ async def decide(
     return frozenset(changed)
 
 
+async def pin(connection: Connection, shard: int, node: str | None) -> bool:
+    row = ownership.pinned((await _locked(connection, (shard,)))[shard], node)
+    if row is not None:
+        await _put_shards(connection, {shard: row}, (shard,))
+    return row is not None
+
+
 async def claim(connection: Connection, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[ShardRow]:
     rows = await _locked(connection, (shard for shard, _epoch in claims))
     claimant = await host(connection, incarnation)

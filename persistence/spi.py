@@ -103,6 +103,9 @@ class ShardRow(msgspec.Struct, frozen=True):
     """p: the tables are complete up to this position."""
     target: int | None = None
     """The incarnation that it is to be moved to (OWNED, never the owner itself)."""
+    pin: str | None = None
+    """It is to have a host for itself: on this node (as the cluster names it), with "" on any. None: like all others.
+    Outlives every owner."""
 
 
 class Assignment(msgspec.Struct, frozen=True):
@@ -268,6 +271,12 @@ class Store(Protocol):
 
         A target is a wish. The owner sees it when it looks, and gives the shard up in its own time, by a checkpoint
         with `release`. Of two wishes at one epoch the later one stands."""
+        ...
+
+    async def pin(self, shard: int, node: str | None) -> bool:
+        """Set or take away (None) the shard's `pin`, whatever its state; all else stays, the epoch too. False when its
+        row says so already. Moves nothing by itself, and asks nothing of the node: whoever decides on shards reads it.
+        """
         ...
 
     async def claim(self, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[ShardRow]:

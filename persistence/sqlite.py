@@ -189,6 +189,10 @@ class SQLiteStore:
         self._check_shards(move.shard for move in moves)
         return await self._threads.writer.run(TablesWriter.move, moves)
 
+    async def pin(self, shard: int, node: str | None) -> bool:
+        self._check_shards((shard,))
+        return await self._threads.writer.run(TablesWriter.pin, shard, node)
+
     async def claim(self, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[ShardRow]:
         self._check_shards(shard for shard, _epoch in claims)
         return await self._threads.writer.run(TablesWriter.claim, incarnation, claims)

@@ -103,5 +103,8 @@ CREATE TABLE dead_letters (
     PRIMARY KEY (shard, number)
 ) STRICT, WITHOUT ROWID;
 """,
+    3: """
+-- No new table: rows of `shards` may hold a pin, which older code would drop when it writes the row.
+""",
 }
 """What each schema version added. A new store is made by all of them, an older one by those that it lacks."""

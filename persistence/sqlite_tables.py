@@ -139,6 +139,13 @@ class TablesWriter:
                 self._put_shard(row)
         return frozenset(changed)
 
+    def pin(self, shard: int, node: str | None) -> bool:
+        with self._database.transaction():
+            row = ownership.pinned(self._shard(shard), node)
+            if row is not None:
+                self._put_shard(row)
+        return row is not None
+
     def claim(self, incarnation: int, claims: Sequence[tuple[int, int]]) -> list[ShardRow]:
         taken = []
         with self._database.transaction():

@@ -92,6 +92,10 @@ class Reason(enum.StrEnum):
     """Its host has more than its share of the shards."""
     LOAD = "load"
     """Its host has more than its share of the load."""
+    PINNED = "pinned"
+    """It is to be alone on another host (pinning.py)."""
+    ROOM = "room"
+    """Its host is to be a pinned shard's alone."""
 
 
 class Move(msgspec.Struct, frozen=True):

@@ -20,6 +20,7 @@ import msgspec
 
 from ..persistence.spi import Assignment, HostRow, HostState, ShardRow, ShardState
 from .allocation import AllocationStrategy, Bounds, EvenAllocation, HostFacts, Move, Plan, ShardFacts
+from .pinning import plan_with_pins
 
 
 class Decisions(msgspec.Struct, frozen=True):
@@ -119,11 +120,14 @@ class Coordinator:
         silent = {host.incarnation for host in live} - taking_part | condemned
         facts = []
         epochs = {}
+        pinned: dict[int, str] = {}
         for row in shards:
             holder = row.owner if row.state is ShardState.OWNED else row.assigned
             if holder in silent or row.target in silent:
                 continue  # a condemnation has to be confirmed, a connection to come back: a later round decides
             epochs[row.shard] = row.epoch
+            if row.pin is not None:
+                pinned[row.shard] = row.pin
             holder = holder if holder in taking_part else None
             facts.append(ShardFacts(row.shard, holder, loads.get(row.shard, 0.0), row.target))
         hosts = [
@@ -135,4 +139,10 @@ class Coordinator:
             )
             for host in known
         ]
-        return self._strategy.plan(hosts, facts, self._bounds), epochs
+        on_node = {  # of several hosts the one that stays: of the app's version, then the youngest
+            host.node: host.incarnation
+            for host in sorted(known, key=lambda host: (host.version == self._version, host.incarnation))
+            if not host.draining
+        }
+        pins = {shard: on_node.get(node) if node else None for shard, node in pinned.items()}
+        return plan_with_pins(self._strategy, hosts, facts, self._bounds, pins), epochs

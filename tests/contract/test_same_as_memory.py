@@ -90,6 +90,7 @@ calls = st.one_of(
     st.tuples(st.just("set_draining"), hosts, st.booleans()),
     st.tuples(st.just("assign"), st.lists(st.tuples(shards, off_by, hosts), max_size=3)),
     st.tuples(st.just("move"), st.lists(st.tuples(shards, off_by, hosts), max_size=3)),
+    st.tuples(st.just("pin"), shards, st.sampled_from(["node-1", "", None])),
     st.tuples(st.just("release"), shards),
     st.tuples(st.just("hand over"), hosts, shards, hosts, st.sampled_from(["", "drains", "ends"])),
     st.tuples(st.just("claim"), hosts, st.lists(st.tuples(shards, off_by), max_size=3)),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 from atoll.sharding.allocation import Bounds, EvenAllocation, HostFacts, Plan, Reason, ShardFacts
+from atoll.sharding.pinning import plan_with_pins, seated
 
 STRATEGY = EvenAllocation()
 
@@ -170,3 +171,74 @@ class Placements:
             aim = max(rounded, sum(load for load in mine if load > room))
             if sum(mine) > 1.001 * (aim + self.bounds.noise(aim)) and counts[i] > 1:
                 assert not any(0 < load <= 0.999 * room for load in mine), (i, sum(mine), aim, room)
+
+
+class PinnedPlacements(Placements):
+    """Some of its shards are to have a host for themselves."""
+
+    def __init__(self, hosts: Iterable[HostFacts], loads: Sequence[float], bounds: Bounds | None = None) -> None:
+        super().__init__(hosts, loads, bounds)
+        self.pins: dict[int, int | None] = {}
+
+    def plan(self, noise: random.Random | None = None) -> Plan:
+        facts = self.facts(noise)
+        seats = seated(list(self.hosts.values()), facts, self.pins)
+        plan = plan_with_pins(STRATEGY, self.hosts.values(), facts, self.bounds, self.pins)
+        self._check_pinned(plan, seats)
+        return plan
+
+    def _check_pinned(self, plan: Plan, seats: dict[int, int]) -> None:
+        """What has to be so for every plan, whatever the facts."""
+        eligible = {host.incarnation for host in self.eligible()}
+        held = {shard for shard, holder in self.holders.items() if holder in self.hosts}
+        apart = set(seats.values())
+        assert apart <= eligible
+        assert len(apart) == len(seats) == min(len(self.pins), max(0, len(eligible) - 1))
+        assert seats.keys() <= self.pins.keys()
+        assert plan.place.keys() == (self.holders.keys() - held if eligible else set()), "nothing waits for a pin"
+        moved = {move.shard for move in plan.moves}
+        assert len(moved) == len(plan.moves)
+        for shard, host in [*plan.place.items(), *((move.shard, move.target) for move in plan.moves)]:
+            assert host in eligible
+            assert host not in apart or seats.get(shard) == host, "it comes to where another one is to be alone"
+        under_way = {s for s in held & self.moving.keys() if self.moving[s] in eligible}
+        stays = {s for s in under_way if s in seats or self.moving[s] not in apart}
+        assert not moved & stays
+        assert len(moved) <= max(0, min(self.bounds.moves_per_round, self.bounds.moves_under_way - len(stays)))
+        assert set(plan.cancel) <= held & self.moving.keys() - moved - stays
+        for move in plan.moves:
+            assert move.source == self.holders[move.shard] != move.target
+            assert (move.reason is Reason.PINNED) == (move.shard in seats)
+            if move.reason is not Reason.PINNED:
+                assert (move.reason is Reason.ROOM) == (move.source in apart)
+                assert (move.reason is Reason.LEAVING) == (move.source not in eligible)
+
+    def alone(self) -> dict[int, int]:
+        """Pinned shard -> the host that it has for itself."""
+        counts = self.counts()
+        return {s: home for s in self.pins if (home := self.home(s)) is not None and counts.get(home) == 1}
+
+    def check_settled(self, *, even: bool) -> None:
+        """As many pinned shards as possible are alone, those with a wish where they want to be; the others are with the
+        other hosts, as if there were only those."""
+        assert not self.moving
+        eligible = {host.incarnation for host in self.eligible()}
+        if not eligible:
+            return
+        assert {self.home(shard) for shard in self.holders} <= eligible
+        alone = self.alone()
+        assert len(alone) >= min(len(self.pins), len(eligible) - 1)
+        wishes = Counter(self.pins.values())
+        if len(self.pins) < len(eligible):
+            for shard, wish in self.pins.items():
+                assert wish not in eligible or wishes[wish] > 1 or alone[shard] == wish
+        seats = seated(list(self.hosts.values()), self.facts(), self.pins)
+        assert seats.items() <= alone.items()
+        rest = sorted(self.holders.keys() - seats.keys())
+        others = Placements(
+            [host for host in self.eligible() if host.incarnation not in seats.values()],
+            [self.loads[shard] for shard in rest],
+            self.bounds,
+        )
+        others.holders = {index: self.holders[shard] for index, shard in enumerate(rest)}
+        others.check_settled(even=even)

@@ -6,15 +6,20 @@ import asyncio
 from collections.abc import Iterator
 
 import asyncpg
+import msgspec
 import pytest
 from command_line import CommandLine
 from postgres_databases import PostgresDatabases
 from postgres_server import PostgresServer
+from store_rows import own
 
 from atoll.actors.errors import IncompatibleStore, StoreUnavailable
+from atoll.persistence import postgres_migrate, postgres_schema
 from atoll.persistence.postgres import PostgresStore
 from atoll.persistence.postgres_migrate import migrate
 from atoll.persistence.postgres_schema import migrations, newest_version
+from atoll.persistence.row_codec import encoded
+from atoll.persistence.table_rows import shard_place
 
 
 @pytest.fixture
@@ -61,11 +66,36 @@ async def test_a_newer_schema_is_refused_by_both(server: PostgresServer, empty: 
     for call in (opened(server.url(empty)), migrate(server.owner_url(empty))):
         with pytest.raises(IncompatibleStore, match=rf"schema version {newer}.*upgrade atoll"):
             await call
-    await connection.execute("DELETE FROM schema_versions WHERE version > $1", newest_version())
-    await connection.execute("UPDATE schema_versions SET version = 0")
-    with pytest.raises(IncompatibleStore, match=r"schema version 0.*atoll store migrate"):
+    await connection.execute("DELETE FROM schema_versions WHERE version > 1")
+    with pytest.raises(IncompatibleStore, match=r"schema version 1.*atoll store migrate"):
         await opened(server.url(empty))
     await connection.close()
+
+
+async def test_a_database_of_schema_1_keeps_all_its_data(
+    server: PostgresServer, empty: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """J13: rows of shards without a pin, as version 1 wrote them, are read as they were, and can be pinned."""
+    with monkeypatch.context() as patched:
+        for module in (postgres_migrate, postgres_schema):
+            patched.setattr(module, "migrations", lambda: migrations()[:1])
+        assert await migrate(server.owner_url(empty)) == ["0001_tables.sql"]
+        store = await opened(server.url(empty))
+        await own(store, await store.register_host("a:1", "node", None), 1, 2)
+        before = await store.shards()
+        await store.close()
+    connection = await asyncpg.connect(server.owner_url(empty))
+    for row in before:
+        written = {name: value for name, value in msgspec.structs.asdict(row).items() if name != "pin"}
+        blob = encoded(written, shard_place(row.shard))
+        await connection.execute("UPDATE shards SET row = $2 WHERE shard = $1", row.shard, blob)
+    await connection.close()
+    assert await migrate(server.owner_url(empty)) == ["0002_pins.sql"]
+    store = await opened(server.url(empty))
+    assert await store.shards() == before
+    assert await store.pin(1, "node")
+    assert [row.pin for row in await store.shards()] == [None, "node", None, None]
+    await store.close()
 
 
 async def test_a_migration_that_fails_leaves_nothing(server: PostgresServer, empty: str) -> None:

@@ -154,3 +154,62 @@ def test_a_move_is_not_cancelled_because_the_connection_to_its_target_blinks() -
     gone = [host(1), host(2, state=HostState.GONE)]
     (cancelled,) = coordinator.decide(0.2, 0.3, gone, shards, NOBODY, met=frozenset({1})).move
     assert (cancelled.shard, cancelled.incarnation) == (1, 1)
+
+
+# ---- pins
+
+
+def on(incarnation: int, node: str, version: str = "", *, draining: bool = False) -> HostRow:
+    return replace(host(incarnation, version=version), node=node, draining=draining)
+
+
+def wanted(decisions: Decisions) -> dict[int, tuple[int, str]]:
+    """Shard -> where it is wanted now, and why."""
+    reasons = {move.shard: move.reason.value for move in decisions.moves}
+    return {move.shard: (move.incarnation, reasons[move.shard]) for move in decisions.move}
+
+
+def test_a_pin_in_the_store_is_carried_out_by_whichever_coordinator_reads_it() -> None:
+    """S11: it goes to the host on its node, and what that host has goes elsewhere; each move says why."""
+    rows = [on(1, "a"), on(2, "b"), on(3, "c")]
+    shards = [replace(owned(0, 1), pin="b"), owned(1, 1), owned(2, 2), owned(3, 3)]
+    for _ in range(2):
+        decisions = Coordinator(LEASE_S, GAP_S).decide(0.0, 0.1, rows, shards, NOBODY)
+        assert wanted(decisions) == {0: (2, "pinned"), 2: (1, "room")}
+    done = [replace(owned(0, 2, 6), pin="b"), owned(1, 1), owned(2, 1), owned(3, 3)]
+    assert Coordinator(LEASE_S, GAP_S).decide(0.0, 0.1, rows, done, NOBODY) == Decisions()
+
+
+@pytest.mark.parametrize("pin", ["", "a node that is gone"])
+def test_a_pin_to_no_node_or_to_one_that_is_gone_holds_anywhere(pin: str) -> None:
+    """S11, S15: also when hosts do not say on which node they are."""
+    shards = [replace(owned(0, 1), pin=pin), owned(1, 1), owned(2, 2)]
+    decisions = Coordinator(LEASE_S, GAP_S).decide(0.0, 0.1, [on(1, ""), on(2, "")], shards, NOBODY)
+    assert wanted(decisions) == {1: (2, "room")}
+
+
+def test_a_pinned_shard_follows_its_node_through_an_upgrade() -> None:
+    """S17: the node's host of the old version drains: the shard goes to the new one beside it."""
+    rows = [on(1, "a", "1", draining=True), on(2, "b", "1"), on(3, "a", "2"), on(4, "b", "2")]
+    shards = [replace(owned(0, 1), pin="a"), owned(1, 2), owned(2, 4)]
+    decisions = Coordinator(LEASE_S, GAP_S, version="2").decide(0.0, 0.1, rows, shards, NOBODY)
+    assert wanted(decisions) == {0: (3, "pinned")}
+
+
+def test_the_pinned_host_is_condemned_and_its_shard_is_assigned_at_once() -> None:
+    """S03, S11: like any other shard, though the host that it comes to is not empty yet; that is emptied in the same
+    round."""
+    rows = [replace(on(1, "a"), state=HostState.GONE), on(2, "b"), on(3, "c")]
+    shards = [replace(owned(0, 1), pin="a"), owned(1, 2), owned(2, 3), owned(3, 3)]
+    decisions = Coordinator(LEASE_S, GAP_S).decide(0.0, 0.1, rows, shards, NOBODY)
+    assert decisions.assign == (Assignment(0, 4, 2),)
+    assert wanted(decisions) == {1: (3, "room")}
+
+
+def test_the_connection_to_the_host_of_a_pinned_shard_blinks() -> None:
+    """S11: nobody else is set apart for it meanwhile, and nothing goes to its host."""
+    rows = [on(1, "a"), on(2, "b"), on(3, "c")]
+    shards = [replace(owned(0, 1), pin="a"), owned(1, 2), owned(2, 3)]
+    coordinator = Coordinator(LEASE_S, GAP_S)
+    for met in ({2, 3}, {1, 2, 3}, {1}, {1, 2}):
+        assert coordinator.decide(0.0, 0.1, rows, shards, NOBODY, met=frozenset(met)) == Decisions()

@@ -1,0 +1,175 @@
+"""Shards that are to have a host for themselves, around whichever strategy places the others. Pure.
+
+    pins --> seats: pinned shard -> host that is set apart for it
+    seated shard                           --> placed there, or moved there     (PINNED)
+    all else of a host that is set apart   --> moved away as from one that is to be empty   (ROOM)
+    all other shards                       --> the strategy's, over the other hosts
+
+One eligible host always remains for the other shards: of more pins than there are such hosts the last ones, by number,
+are shards like all others until there is room. So are all when only one host is left; no shard waits for its pin.
+
+**Which host.** The one on the wanted node, if that may have shards and is not another pin's; then any. Any is the one
+that takes the fewest moves until the shard is alone, so mostly where it is, or an empty host that just joined; of equal
+ones the newest code, then the least loaded. Nothing is remembered between rounds: what was begun has become the choice
+of the fewest moves, and a shard that is alone keeps its host while there is room for one such shard at all. So a pin
+moves nothing twice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from .allocation import AllocationStrategy, Bounds, HostFacts, Move, Plan, Reason, ShardFacts
+
+Pins = Mapping[int, int | None]
+"""Pinned shard -> the incarnation on its node; None: on no node, or on one that has no host now."""
+
+
+def plan_with_pins(
+    strategy: AllocationStrategy, hosts: Iterable[HostFacts], shards: Iterable[ShardFacts], bounds: Bounds, pins: Pins
+) -> Plan:
+    """As `AllocationStrategy.plan`, with the same promises. Pins of shards that are not among the facts wait."""
+    if not pins:
+        return strategy.plan(hosts, shards, bounds)
+    hosts, shards = list(hosts), list(shards)
+    seats = seated(hosts, shards, pins)
+    if not seats:
+        return strategy.plan(hosts, shards, bounds)
+    apart = set(seats.values())
+    own = _plan_seated(hosts, shards, seats, bounds)
+    others = strategy.plan(
+        [replace(host, eligible=host.eligible and host.incarnation not in apart) for host in hosts],
+        [shard for shard in shards if shard.shard not in seats],
+        own.left,
+    )
+    room = (replace(move, reason=Reason.ROOM) if move.source in apart else move for move in others.moves)
+    return Plan(
+        {**own.plan.place, **others.place},
+        (*own.plan.moves, *room),
+        tuple(sorted((*own.plan.cancel, *others.cancel))),
+    )
+
+
+# ---- which host for whom
+
+
+def seated(hosts: Sequence[HostFacts], shards: Sequence[ShardFacts], pins: Pins) -> dict[int, int]:
+    """Pinned shard -> the host that it is to have alone, different ones; fewer than there are eligible hosts."""
+    found = _Seating(hosts, shards, pins)
+    found.seat_wishes()
+    found.seat_others()
+    return found.seats
+
+
+class _Seating:
+    """Who sits where, while it is decided. Moves under way count as done."""
+
+    def __init__(self, hosts: Sequence[HostFacts], shards: Sequence[ShardFacts], pins: Pins) -> None:
+        self._pins = pins
+        self._hosts = {host.incarnation: host for host in hosts if host.eligible}
+        self._counts: Counter[int] = Counter()
+        self._loads: dict[int, float] = dict.fromkeys(self._hosts, 0.0)
+        self._homes: dict[int, int | None] = {}
+        self.seats: dict[int, int] = {}
+        present = {host.incarnation for host in hosts}
+        for shard in shards:
+            home = self._home(shard) if shard.holder in present else None
+            if home is not None:
+                self._counts[home] += 1
+                self._loads[home] += shard.load
+            if shard.shard in pins:
+                self._homes[shard.shard] = home
+        first = sorted(self._homes, key=lambda shard: (not self._is_content(shard), shard))
+        self._waiting = first[: max(0, len(self._hosts) - 1)]
+
+    def _home(self, shard: ShardFacts) -> int | None:
+        """Where it is or is going, if it may stay there."""
+        for incarnation in (shard.moving_to, shard.holder):
+            if incarnation in self._hosts:
+                return incarnation
+        return None
+
+    def _is_content(self, shard: int) -> bool:
+        """It is alone where it is wanted. Others do not take that away."""
+        home, wish = self._homes[shard], self._pins[shard]
+        return home is not None and self._counts[home] == 1 and (wish == home or wish not in self._hosts)
+
+    def seat_wishes(self) -> None:
+        for shard in list(self._waiting):
+            wish = self._pins[shard]
+            if wish in self._hosts and wish not in self.seats.values():
+                self._seat(shard, wish)
+
+    def seat_others(self) -> None:
+        """Those first that are nearest to being alone. What one of the rest may be sitting on is not taken from it."""
+        for shard in sorted(self._waiting, key=self._to_go):
+            here = self._homes[shard]
+            kept = {self._homes[other] for other in self._waiting} - {here}
+            free = self._hosts.keys() - self.seats.values() - kept
+            self._seat(shard, min(free, key=lambda host: self._price(host, here)))
+
+    def _seat(self, shard: int, host: int) -> None:
+        self.seats[shard] = host
+        self._waiting.remove(shard)
+
+    def _to_go(self, shard: int) -> tuple[bool, int, int]:
+        home = self._homes[shard]
+        return home is None, 0 if home is None else self._counts[home], shard
+
+    def _price(self, host: int, here: int | None) -> tuple[float, ...]:
+        """Moves until a shard that is `here` is alone on `host`; then what else is to be said."""
+        moves = self._counts[host] - 1 if host == here else self._counts[host] + (here is not None)
+        return moves, host != here, -self._hosts[host].version, self._loads[host], host
+
+
+# ---- what is to be done for it
+
+
+class _Seated(msgspec.Struct, frozen=True):
+    plan: Plan
+    """Of the shards that have a seat."""
+    left: Bounds
+    """For the moves of all others."""
+
+
+def _plan_seated(
+    hosts: Sequence[HostFacts], shards: Sequence[ShardFacts], seats: Mapping[int, int], bounds: Bounds
+) -> _Seated:
+    present = {host.incarnation for host in hosts}
+    eligible = {host.incarnation for host in hosts if host.eligible}
+    others = eligible - set(seats.values())
+    begun = sum(_is_begun(shard, present, others) for shard in shards if shard.shard not in seats)
+    mine = [shard for shard in shards if shard.shard in seats]
+    place: dict[int, int] = {}
+    moves: list[Move] = []
+    cancel: list[int] = []
+    under_way = sum(_is_begun(shard, present, eligible) for shard in mine)
+    budget = max(0, min(bounds.moves_per_round, bounds.moves_under_way - under_way - begun))
+    for shard in sorted(mine, key=_number):
+        seat = seats[shard.shard]
+        if shard.holder not in present:
+            place[shard.shard] = seat
+        elif _is_begun(shard, present, eligible):
+            continue  # wherever to: it ends soon
+        elif shard.holder != seat and len(moves) < budget:
+            moves.append(Move(shard.shard, shard.holder, seat, Reason.PINNED))
+        elif shard.moving_to is not None:
+            cancel.append(shard.shard)
+    left = replace(
+        bounds,
+        moves_under_way=max(0, bounds.moves_under_way - under_way - len(moves)),
+        moves_per_round=bounds.moves_per_round - len(moves),
+    )
+    return _Seated(Plan(place, tuple(moves), tuple(cancel)), left)
+
+
+def _is_begun(shard: ShardFacts, present: Collection[int], targets: Collection[int]) -> bool:
+    return shard.moving_to is not None and shard.moving_to in targets and shard.holder in present
+
+
+def _number(shard: ShardFacts) -> int:
+    return shard.shard
