@@ -7,11 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import atoll
 
 LOOK_S = 0.2
+
+
+@dataclass(frozen=True)
+class Noted:
+    line: str
 
 
 class Counter(atoll.Entity):
@@ -110,4 +116,22 @@ class Gated(atoll.Entity):
         return self.runs
 
 
-app = atoll.App("bench", entities=[Counter, Tally, Blob, Purse, Busy, Pair, Gated])
+class Book(atoll.EventSourced):
+    """Its state is its events."""
+
+    count: int = 0
+
+    @atoll.command
+    def note(self, line: str) -> None:
+        self.emit(Noted(line))
+
+    @atoll.query
+    def lines(self) -> int:
+        return self.count
+
+    @atoll.apply
+    def _noted(self, _event: Noted) -> None:
+        self.count += 1
+
+
+app = atoll.App("bench", entities=[Counter, Tally, Blob, Purse, Busy, Pair, Gated, Book])

@@ -7,18 +7,18 @@ figures that lean on them: the same asks without durability, the store alone, th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import multiprocessing
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
 import echo
 import msgspec
+from activation import activation
 from allocation import allocation
 from counters import Blob, Counter, Tally, app
 from delivery import resume, tells, transfers
@@ -28,18 +28,12 @@ from memory import memory
 from moves import coordinator, drain, handoff, join, stopped
 from overload import neighbours, overload
 from plain_cluster import HostProcess, PlainCluster, plain_cluster
-from stores import stores
-from topic import ENTITIES, HERE, IDS, IN_FLIGHT, WARM_UP_S, Pace, Say, additions, one_host
+from stores import newest_batches, store_alone, stores
+from topic import ENTITIES, HERE, IDS, IN_FLIGHT, WARM_UP_S, Pace, Say, additions, one_host, postgres_stores
 
 from atoll.actors.settings import Settings
 from atoll.cluster.api import Cluster, local
-from atoll.persistence.open import open_store
-from atoll.persistence.records import decode_batch
 from atoll.sharding.hashing import shard_of
-
-sys.path.append(str(HERE.parent / "deploy"))  # a folder of scripts, no package
-
-from postgres_server import PostgresServer
 
 FAILOVER_TIMEOUT_S = 30.0
 RAY_FAULTS = {"host killed": 0.3, "node killed": 1.0, "coordinator killed": 0.3}
@@ -61,11 +55,9 @@ async def throughput(pace: Pace, folder: Path, say: Say) -> list[Figure]:
             with_store = await drive(durable, IN_FLIGHT, pace.throughput_s)
             say("the same without durability")
             without = await drive(memory, IN_FLIGHT, pace.seconds)
-        rows = await plain.store.read_log(plain.hosts[0].incarnation)
-        batches = [row.content for row in rows]
-        commands = sum(len(decode_batch(row.content, plain.hosts[0].incarnation, row.n)) for row in rows)
+        batches = await newest_batches(plain)
     say("the store alone")
-    store_rate = await store_alone(batches, commands, folder / "store-alone", pace.seconds)
+    store_rate = await store_alone(f"sqlite:{folder / 'store-alone'}", batches, pace.seconds)
     say("the transport alone")
     echo_rate = await transport_alone(pace.seconds)
     in_memory = Figure(name="in-memory asks, 512 in flight", value=round(without.per_second), unit="asks/s")
@@ -94,22 +86,6 @@ async def throughput(pace: Pace, folder: Path, say: Say) -> list[Figure]:
         against(store, asked),
         against(transport, asked),
     ]
-
-
-async def store_alone(batches: Sequence[bytes], commands: int, folder: Path, seconds: float) -> float:
-    """Records per second when nothing but `append` runs: the rows that the host wrote, one after the other again."""
-    store = open_store(f"sqlite:{folder}")
-    await store.open(app.name, 1)
-    try:
-        incarnation = await store.register_host("127.0.0.1:1", "bench", None)
-        n = 0
-        began = time.perf_counter()
-        while time.perf_counter() < began + seconds:
-            n += 1
-            await store.append(incarnation, n, batches[n % len(batches)])
-        return n * (commands / len(batches)) / (time.perf_counter() - began)
-    finally:
-        await store.close()
 
 
 async def transport_alone(seconds: float) -> float:
@@ -192,11 +168,7 @@ async def failover(pace: Pace, folder: Path, say: Say) -> list[Figure]:
     """From SIGKILL of a host to the first answer of one of its entities, two hosts alive before each kill."""
     figures = await _failover("failover", None, pace, folder, say)
     say("starting a PostgreSQL server")
-    async with contextlib.AsyncExitStack() as stack:
-        made = contextlib.ExitStack()  # what starts the server runs an event loop of its own: on threads
-        stack.push_async_callback(asyncio.to_thread, made.close)
-        server = await asyncio.to_thread(made.enter_context, PostgresServer.start())
-        store = await asyncio.to_thread(server.create_store, app.name)
+    async with postgres_stores(app.name) as (store,):
         return figures + await _failover("failover on PostgreSQL", store, pace, folder, say)
 
 
@@ -331,6 +303,7 @@ TOPICS: dict[str, Callable[[Pace, Path, Say], Awaitable[list[Figure]]]] = {
     "hot": hot,
     "states": states,
     "store": stores,
+    "activation": activation,
     "failover": failover,
     "stopped": stopped,
     "handoff": handoff,

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,10 @@ from counters import Counter, Tally, app
 from plain_cluster import plain_cluster
 
 from atoll.cluster.api import Cluster
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "deploy"))  # a folder of scripts, no package
+
+from postgres_server import PostgresServer
 
 ENTITIES = 1000
 IDS = [f"e{number}" for number in range(ENTITIES)]
@@ -40,3 +47,14 @@ def one_host(folder: Path) -> Any:
 def additions(cluster: Cluster, kind: type[Counter | Tally], count: int) -> list[Ask]:
     """One ask per entity."""
     return [partial(cluster.entity(kind, id).add, 1) for id in IDS[:count]]
+
+
+@contextlib.asynccontextmanager
+async def postgres_stores(*names: str) -> AsyncIterator[list[str]]:
+    """The URLs of fresh stores on a PostgreSQL server of their own: on this machine, over loopback, with fsync and
+    `synchronous_commit` on. It shares the cores with the rest, which a machine of its own would not."""
+    async with contextlib.AsyncExitStack() as stack:
+        made = contextlib.ExitStack()  # what starts the server runs an event loop of its own: on threads
+        stack.push_async_callback(asyncio.to_thread, made.close)
+        server = await asyncio.to_thread(made.enter_context, PostgresServer.start())
+        yield [await asyncio.to_thread(server.create_store, name) for name in names]

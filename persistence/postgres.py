@@ -8,6 +8,7 @@ Positions and seals must never go back: see postgres_meta.py for what a promoted
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..actors.errors import CorruptRecord
@@ -21,6 +22,7 @@ from . import (
     postgres_tables,
 )
 from .host_rows import never_registered
+from .postgres_entities import EntityReads
 from .postgres_link import Lane, Life, Link, life_of, log
 from .postgres_meta import (
     check_durable,
@@ -62,6 +64,7 @@ class PostgresStore:
         self._link: Link | None = None
         self._life: Life | None = None
         self._synchronous = False
+        self._reads: dict[asyncio.AbstractEventLoop, EntityReads] = {}
         self._registered: set[int] = set()
         """Incarnations that are known to have a row and a log; both stay for ever."""
         self._acknowledged: dict[int, int] = {}
@@ -102,6 +105,7 @@ class PostgresStore:
 
     async def close(self) -> None:
         link, self._link = self._link, None
+        self._reads.clear()
         if link is not None:
             await link.close()
         self._life = None
@@ -239,13 +243,20 @@ class PostgresStore:
 
     async def read_entity(self, shard: int, kind: str, id: str) -> EntityRow | None:
         self._check_shards((shard,))
-        async with self._opened.lent(Lane.READ) as connection:
-            return await postgres_tables.read_entity(connection, shard, kind, id)
+        loop, link = asyncio.get_running_loop(), self._opened
+        reads = self._reads.get(loop)
+        if reads is None:
+            reads = self._reads[loop] = EntityReads(link)
+        return await reads.read((shard, kind, id))
 
     async def read_commits(
         self, shard: int, kind: str, id: str, after_seq: int = 0, to_seq: int | None = None, limit: int | None = None
     ) -> list[Commit]:
         self._check_shards((shard,))
+        async with self._opened.lent(Lane.READ) as connection:
+            few = await postgres_history.read_few_commits(connection, shard, kind, id, after_seq, to_seq, limit)
+        if few is not None:  # nearly always: a snapshot keeps the others short
+            return few
         async with self._opened.snapshot(Lane.READ) as connection:
             return await postgres_history.read_commits(connection, shard, kind, id, after_seq, to_seq, limit)
 

@@ -89,19 +89,55 @@ async def delete_commits_slice(connection: Connection, shard: int, kind: str, id
     return len(pieces) > DELETE_PIECES_MAX
 
 
+async def read_few_commits(
+    connection: Connection, shard: int, kind: str, id: str, after_seq: int, to_seq: int | None, limit: int | None
+) -> list[Commit] | None:
+    """In one round trip, as of one instant; None when there is more than that should bring."""
+    pieces = await connection.fetch(
+        f"{_PIECES_OF_ENTITY} LIMIT {READ_PIECES + 1}", shard, kind.encode(), id.encode(), after_seq
+    )
+    if len(pieces) > READ_PIECES:
+        return None
+    wanted = _Wanted(shard, kind, id, after_seq, to_seq, limit)
+    for piece in pieces:
+        wanted.take(*piece)
+    return wanted.found
+
+
 async def read_commits(
     connection: Connection, shard: int, kind: str, id: str, after_seq: int, to_seq: int | None, limit: int | None
 ) -> list[Commit]:
     """Inside a snapshot."""
-    found: list[Commit] = []
+    wanted = _Wanted(shard, kind, id, after_seq, to_seq, limit)
     pieces = connection.cursor(_PIECES_OF_ENTITY, shard, kind.encode(), id.encode(), after_seq, prefetch=READ_PIECES)
-    async for first_position, first_seq, last_seq, last_position, blob in pieces:
-        if (to_seq is not None and first_seq > to_seq) or (limit is not None and len(found) >= limit):
+    async for piece in pieces:
+        if not wanted.take(*piece):
             break
+    return wanted.found
+
+
+class _Wanted:
+    """Commits of one entity with after_seq < seq <= to_seq, at most `limit`, out of pieces that come in order."""
+
+    def __init__(self, shard: int, kind: str, id: str, after_seq: int, to_seq: int | None, limit: int | None) -> None:
+        self.found: list[Commit] = []
+        self._entity = shard, kind, id
+        self._after_seq = after_seq
+        self._to_seq = to_seq
+        self._limit = limit
+
+    def take(self, first_position: int, first_seq: int, last_seq: int, last_position: Any, blob: Any) -> bool:
+        """One piece; False when nothing of it or of later ones is wanted."""
+        shard, kind, id = self._entity
+        to_seq, limit = self._to_seq, self._limit
+        if (to_seq is not None and first_seq > to_seq) or (limit is not None and len(self.found) >= limit):
+            return False
         piece = piece_commits(shard, first_position, last_position, blob)
         own = own_commits(shard, first_position, piece, kind, id, (first_seq, last_seq))
-        found += [c for c in own if after_seq < c.seq and (to_seq is None or c.seq <= to_seq)]
-    return found if limit is None else found[: max(limit, 0)]
+        self.found += [c for c in own if self._after_seq < c.seq and (to_seq is None or c.seq <= to_seq)]
+        if limit is not None:
+            del self.found[max(limit, 0) :]
+        return True
 
 
 async def read_history(connection: Connection, shard: int, after_position: int, limit: int | None) -> list[Commit]:

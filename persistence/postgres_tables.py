@@ -58,6 +58,7 @@ ON CONFLICT (shard, kind, id, command_id) DO NOTHING
 """
 _FORGET_CLIENTS = "DELETE FROM clients WHERE shard = $1 AND client = $2"
 _FORGET_NAMED = "DELETE FROM named_replies WHERE shard = $1 AND time_ms < $2"
+_ENTITY = "SELECT seq, row FROM entities WHERE shard = $1 AND kind = $2 AND id = $3"
 _ENTITIES = """
 SELECT e.shard, e.kind, e.id, e.seq, e.row
 FROM unnest($1::integer[], $2::bytea[], $3::bytea[]) AS k (shard, kind, id) JOIN entities e USING (shard, kind, id)
@@ -253,10 +254,21 @@ async def named_owners(connection: Connection) -> set[int]:
 
 
 async def read_entity(connection: Connection, shard: int, kind: str, id: str) -> EntityRow | None:
-    row = await connection.fetchrow(
-        "SELECT seq, row FROM entities WHERE shard = $1 AND kind = $2 AND id = $3", shard, kind.encode(), id.encode()
-    )
+    row = await connection.fetchrow(_ENTITY, shard, kind.encode(), id.encode())
     return None if row is None else entity_row(shard, kind, id, *row)
+
+
+async def read_entities(
+    connection: Connection, wanted: Sequence[tuple[int, str, str]]
+) -> dict[tuple[int, str, str], tuple[int, bytes]]:
+    """(shard, kind, ID) -> (seq, its row as it stands there), of those that there are."""
+    if len(wanted) == 1:
+        ((shard, kind, id),) = wanted
+        row = await connection.fetchrow(_ENTITY, shard, kind.encode(), id.encode())
+        return {} if row is None else {wanted[0]: (row["seq"], row["row"])}
+    bindings = [(shard, kind.encode(), id.encode()) for shard, kind, id in wanted]
+    rows = await connection.fetch(_ENTITIES, *zip(*bindings, strict=True))
+    return {(shard, kind.decode(), id.decode()): (seq, blob) for shard, kind, id, seq, blob in rows}
 
 
 async def read_clients(connection: Connection, shard: int) -> list[ClientRow]:

@@ -208,3 +208,13 @@ async def test_deleted_history_does_not_come_back_with_a_repeated_checkpoint(
     await store.delete_history(0, KIND, "e1", 10)
     await store.checkpoint(host, [ending(0, epoch, 30, commit(25, "e1", 9), commit(28, "e1", 10))])
     assert await store.read_commits(0, KIND, "e1") == []
+
+
+async def test_a_history_in_many_pieces_is_read_whole(store: Store, host: int) -> None:
+    """J01: of an entity that had a commit in each of many checkpoints, whatever the range."""
+    epoch = (await own(store, host, 0))[0]
+    for position in range(1, 31):
+        await store.checkpoint(host, [ending(0, epoch, position, commit(position, "e1", position))])
+    assert [c.seq for c in await store.read_commits(0, KIND, "e1")] == list(range(1, 31))
+    assert [c.seq for c in await store.read_commits(0, KIND, "e1", 3, 28, 20)] == list(range(4, 24))
+    assert await store.read_commits(0, KIND, "e1", 3, 28, 0) == []
