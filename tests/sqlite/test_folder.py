@@ -16,7 +16,7 @@ from atoll.actors.errors import CorruptRecord, IncompatibleStore, StoreUnavailab
 from atoll.persistence import sqlite_folder
 from atoll.persistence.process import boot_id
 from atoll.persistence.sqlite import SQLiteStore
-from atoll.persistence.sqlite_file import check_library
+from atoll.persistence.sqlite_file import SCHEMA_VERSION, check_library
 from atoll.persistence.sqlite_folder import file_system_of
 from atoll.persistence.sqlite_leases import create_leases
 from atoll.persistence.sqlite_tables import create_tables
@@ -121,7 +121,7 @@ async def test_a_file_of_another_schema_version_is_refused(folder: Path, open_st
     """J13: a newer version says to upgrade, one that never was says to choose another folder."""
     await (await open_store()).close()
     for file in ("tables.db", "leases.db"):
-        for version, advice in ((3, "upgrade atoll"), (0, "another folder"), (2, "")):
+        for version, advice in ((SCHEMA_VERSION + 1, "upgrade atoll"), (0, "another folder"), (SCHEMA_VERSION, "")):
             connection = apsw.Connection(str(folder / file))
             connection.pragma("user_version", version)
             connection.close()
