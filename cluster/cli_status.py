@@ -125,6 +125,7 @@ def _status(found: dict[str, Any]) -> RenderableType:
         Text(f"{found['app']}{version}: {found['served']} of {found['shards']} shards served"),
         table,
         *_moves(found["moves"]),
+        *_pins(found["pins"]),
         *_hot(found["hosts"]),
         Text(f"connect     {found['url']}", no_wrap=True),
         Text(f"token file  {found['token_file']}", no_wrap=True),
@@ -165,10 +166,26 @@ def _moves(moves: list[dict[str, Any]]) -> list[RenderableType]:
     return [table]
 
 
+def _pins(pins: list[dict[str, Any]]) -> list[RenderableType]:
+    if not pins:
+        return []
+    table = _table("pinned", "to node", "on host", "at node", "beside it")
+    for pin in pins:
+        beside = "nothing" if pin["alone"] else _count(pin["beside"], "shard")
+        host = "nobody" if pin["host"] is None else str(pin["host"])
+        table.add_row(f"shard {pin['shard']}", _node(pin["node"]), host, pin["at"][:12], beside)
+    return [table]
+
+
+def _node(node: str) -> str:
+    return node[:12] or "any"
+
+
 def _shards(found: dict[str, Any]) -> RenderableType:
-    table = _table("shard", "state", "owner", "address", "epoch", "target", "position")
+    table = _table("shard", "state", "owner", "address", "epoch", "target", "position", "pinned to")
     for row in found["shards"]:
-        table.add_row(*("" if value is None else str(value) for value in row.values()))
+        shown = {**row, "pin": None if row["pin"] is None else _node(row["pin"])}
+        table.add_row(*("" if value is None else str(value) for value in shown.values()))
     moving = sum(row["target"] is not None for row in found["shards"])
     states = [row["state"] for row in found["shards"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))

@@ -31,6 +31,7 @@ from ..actors.requirements import unmet, weight_of
 from ..actors.settings import Settings
 from ..persistence.open import open_store
 from ..persistence.spi import HostRow, HostState, Store
+from ..sharding.pinning import named, pin_states, why_not
 from . import ray_adapter
 from .coordination import Coordination
 from .discovery import host_prefix, host_prefix_on, version_part
@@ -163,6 +164,7 @@ class HostActor:
             "address": running.address,
             "node": self._spec.node,
             "version": self._spec.version or "",
+            "kinds": sorted(running.host.kinds),
             "pid": os.getpid(),
             "token_file": self._spec.token_file,
         }
@@ -216,6 +218,8 @@ class CoordinatorActor:
         self._swept = False
         """Nothing is left of other versions."""
         self._creating = asyncio.Lock()
+        self._pinning = asyncio.Lock()
+        """One at a time: whether there is room for another pin is read before it is written."""
         self._own = _OwnLoop("atoll-coordinator")
         self._own.run(self._main())
 
@@ -390,16 +394,17 @@ class CoordinatorActor:
         return msgspec.json.encode(Launch(spec, ray_adapter.this_runtime_env(), self._stopping))
 
     def ownership(self) -> dict[str, Any] | None:
-        """Living hosts, shards and moves under way as the store has them now; None while it is not opened yet."""
+        """Living hosts, shards, moves under way and pins as the store has them now; None while it is not opened yet."""
         found: dict[str, Any] | None = self._own.ask(self._ownership()).result()
         return found
 
     async def _ownership(self) -> dict[str, Any] | None:
         if self._store is None or self._coordination is None:
             return None
+        hosts, shards = await self._store.hosts(), await self._store.shards()
         return {
             "version": self._spec.version,
-            "shards": len(await self._store.shards()),
+            "shards": len(shards),
             "hosts": [
                 {
                     "incarnation": host.incarnation,
@@ -408,15 +413,16 @@ class CoordinatorActor:
                     "version": host.version,
                     "draining": host.draining,
                 }
-                for host in await self._store.hosts()
+                for host in hosts
                 if host.state is HostState.LIVE
             ],
             "moves": self._coordination.moves(),
+            "pins": [{**msgspec.structs.asdict(pin), "alone": pin.is_alone} for pin in pin_states(hosts, shards)],
         }
 
     def shards(self) -> list[dict[str, Any]] | None:
         """Every shard's row in the store: `shard`, `state`, `owner` and `address` (who has it, or is to claim it),
-        `epoch`, `target` and `position`; None while the store is not opened yet."""
+        `epoch`, `target`, `position` and `pin`; None while the store is not opened yet."""
         found: list[dict[str, Any]] | None = self._own.ask(self._shards()).result()
         return found
 
@@ -436,6 +442,7 @@ class CoordinatorActor:
                     "epoch": row.epoch,
                     "target": row.target,
                     "position": row.position,
+                    "pin": row.pin,
                 }
             )
         return rows
@@ -471,6 +478,28 @@ class CoordinatorActor:
             "starting": int(node in self._starting),
             "refused": "",
         }
+
+    def pin(self, shard: int, node: str | None) -> dict[str, Any]:
+        """Give a shard a host for itself, on that node or ("") on any, or take that back (None). Returns why it cannot
+        be (`refused`, one line), and the pin that the shard has in the store now (`pin`)."""
+        found: dict[str, Any] = self._own.ask(self._pin(shard, node)).result()
+        return found
+
+    async def _pin(self, shard: int, node: str | None) -> dict[str, Any]:
+        if self._store is None or self._coordination is None:
+            raise ray_adapter.RayProblem("the coordinator is only starting: try again")
+        try:
+            async with self._pinning:
+                rows = await self._store.shards()
+                refused = why_not(shard, node, await self._store.hosts(), rows)
+                if refused:
+                    return {"refused": refused, "pin": rows[shard].pin if shard < len(rows) else None}
+                await self._store.pin(shard, node)
+        except StoreError as error:
+            raise ray_adapter.RayProblem(f"the store does not answer: {error}") from None
+        log.info("shard %d %s", shard, "is unpinned" if node is None else f"is pinned to {named(node)}")
+        self._coordination.poke()
+        return {"refused": "", "pin": node}
 
     def pending(self) -> dict[str, int] | None:
         """How much the tables hold that goes on with the next start: `commands`, `messages`, `dead_letters`. All there

@@ -96,6 +96,7 @@ class Host:
         send; without one nothing can be sent."""
         self.incarnation = incarnation
         self.address = address
+        self.kinds = kinds
         self.settings = settings
         self.pressure = Pressure.NONE
         """How full this process's memory is."""

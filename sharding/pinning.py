@@ -23,6 +23,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import msgspec
 from msgspec.structs import replace
 
+from ..persistence.spi import HostRow, HostState, ShardRow
 from .allocation import AllocationStrategy, Bounds, HostFacts, Move, Plan, Reason, ShardFacts
 
 Pins = Mapping[int, int | None]
@@ -173,3 +174,73 @@ def _is_begun(shard: ShardFacts, present: Collection[int], targets: Collection[i
 
 def _number(shard: ShardFacts) -> int:
     return shard.shard
+
+
+# ---- asked for, and shown
+
+
+class PinState(msgspec.Struct, frozen=True):
+    """A pin as the store's rows have it now."""
+
+    shard: int
+    node: str
+    """Where it is wanted; "" for any."""
+    host: int | None
+    """Incarnation: who has the shard, or is to claim it."""
+    at: str
+    """The node of that host."""
+    beside: int
+    """Other shards of that host; 0 while there is none."""
+
+    @property
+    def is_alone(self) -> bool:
+        """It has what was asked for."""
+        return self.host is not None and not self.beside and self.node in ("", self.at)
+
+
+def pin_states(hosts: Iterable[HostRow], shards: Sequence[ShardRow]) -> list[PinState]:
+    nodes = {host.incarnation: host.node for host in hosts}
+    pinned = [row for row in shards if row.pin is not None]
+    counts = Counter(map(_holder, shards)) if pinned else Counter[int | None]()
+    states = []
+    for row in pinned:
+        assert row.pin is not None
+        host = _holder(row)
+        beside = 0 if host is None else counts[host] - 1
+        states.append(PinState(row.shard, row.pin, host, "" if host is None else nodes.get(host, ""), beside))
+    return states
+
+
+def why_not(shard: int, node: str | None, hosts: Iterable[HostRow], shards: Sequence[ShardRow]) -> str:
+    """Why the shard cannot be pinned to `node` ("" for any), or unpinned (None): one line, empty when it can be.
+
+    As many shards are pinned as can be alone with one node left for all others; nodes that go later take nothing back.
+    """
+    if not 0 <= shard < len(shards):
+        return f"shard {shard} does not exist: there are shards 0 to {len(shards) - 1}"
+    pins = {row.shard: row.pin for row in shards if row.pin is not None}
+    if node is None:
+        return "" if shard in pins else f"shard {shard} is not pinned"
+    nodes = {host.node for host in hosts if host.state is HostState.LIVE and not host.draining}
+    if shard in pins:
+        return f"shard {shard} is pinned already, to {named(pins[shard])}: `atoll unpin` takes that back"
+    if node and node not in nodes:
+        return f"{named(node)} has no host that may have shards"
+    for other, its in pins.items():
+        if node and its == node:
+            return f"{named(node)} is for shard {other} alone: name another node, or unpin that"
+    if len(pins) + 1 >= len(nodes):
+        pinned = f"{len(pins)} shard{' is' if len(pins) == 1 else 's are'} pinned"
+        return (
+            f"{pinned}, {len(nodes)} node{'' if len(nodes) == 1 else 's'} may have shards, and one must remain for all "
+            "others: unpin one, or let a node join"
+        )
+    return ""
+
+
+def named(node: str) -> str:
+    return f"node {node[:12]}" if node else "any node"
+
+
+def _holder(row: ShardRow) -> int | None:
+    return row.assigned if row.owner is None else row.owner

@@ -15,8 +15,7 @@ from command_line import CommandLine
 from typer.testing import CliRunner
 
 from atoll.cluster.cli import app
-from atoll.cluster.draining import DrainFailed, find_node
-from atoll.cluster.ray_adapter import Node
+from atoll.cluster.ray_adapter import Node, RayProblem, find_node
 from atoll.cluster.starting import StartRefused, refuse_several_machines, suitable
 
 APP = """
@@ -232,10 +231,10 @@ def test_a_node_is_named_by_its_id_hostname_or_address() -> None:
     for named, node in (("ab1", nodes[0]), ("CD56", nodes[2]), ("one", nodes[0]), ("10.0.0.1", nodes[0])):
         assert find_node(nodes, named) is node
     for named, said in (("ab", "means 2 nodes"), ("two", "means 2 nodes"), ("10.0.0.2", "means 2 nodes")):
-        with pytest.raises(DrainFailed, match=said):
+        with pytest.raises(RayProblem, match=said):
             find_node(nodes, named)
     with pytest.raises(
-        DrainFailed, match=r"no node of this Ray cluster is 'three'; there are ab12ab12ab12 \(one, 10\.0\.0\.1\)"
+        RayProblem, match=r"no node of this Ray cluster is 'three'; there are ab12ab12ab12 \(one, 10\.0\.0\.1\)"
     ):
         find_node(nodes, "three")
 
