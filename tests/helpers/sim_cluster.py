@@ -212,13 +212,16 @@ async def nemesis(cluster: SimCluster, luck: random.Random, seconds: float) -> i
 
 
 async def move_or_drain(cluster: SimCluster, luck: random.Random) -> None:
-    """Ask for some planned moves, to wherever; or drain a host, or take it back."""
+    """Ask for some planned moves, to wherever; or drain a host, or take it back; or pin a shard, or unpin it."""
     hosts = [row for row in await cluster.store.hosts() if row.state is HostState.LIVE]
     if not hosts:
         return
     host = luck.choice(hosts)
     if luck.random() < 0.3:
         await cluster.store.set_draining(host.incarnation, not host.draining)
+        return
+    if luck.random() < 0.3:
+        await cluster.store.pin(luck.randrange(cluster.settings.shards), luck.choice(["", None]))
         return
     rows = luck.sample(await cluster.store.shards(), luck.randint(1, cluster.settings.shards))
     await cluster.store.move([Assignment(row.shard, row.epoch, host.incarnation) for row in rows])
