@@ -73,6 +73,7 @@ async def test_a_drained_node_is_emptied_without_an_error_and_stays_empty(runnin
         await load.check(cluster)
 
 
+@pytest.mark.soak
 async def test_a_pinned_shard_has_its_node_for_itself_and_its_host_is_killed(running: RunningApp, seed: int) -> None:
     """S03, S11: `atoll pin` under load returns when the shard is alone on the named node; no append took a second. Its
     host is killed: it is served elsewhere at once, and alone on its node again with the next host there. Every append
@@ -112,6 +113,16 @@ def test_what_cannot_be_drained_is_refused_in_one_line(running: RunningApp, cli:
     assert "means 3 nodes, name one by its ID" in several
     assert all(name in unknown and name in several for name in listed)
     assert {host["state"] for host in running.status()["hosts"]} == {"live"}
+
+
+def test_what_cannot_be_pinned_is_refused_in_one_line(running: RunningApp, cli: CommandLine) -> None:
+    """S11: by the coordinator, and for an entity by what the hosts say that they have: exit code 1, nothing is pinned."""
+    assert cli.refused("pin", running.name, "--shard", "256") == (
+        "'under-test': shard 256 does not exist: there are shards 0 to 255"
+    )
+    said = cli.refused("pin", running.name, "Leger", "a hot one")
+    assert said.startswith("'under-test' has no kind 'Leger'; it has ")
+    assert running.status()["pins"] == []
 
 
 def test_only_nodes_with_what_the_app_requires_get_hosts(running: RunningApp, cli: CommandLine) -> None:
