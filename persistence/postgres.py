@@ -49,6 +49,7 @@ from .spi import (
     TableWrite,
 )
 from .tables import Key, Table, TableRow
+from .urls import split_pooler
 
 
 class PostgresStore:
@@ -57,7 +58,8 @@ class PostgresStore:
 
     def __init__(self, url: str) -> None:
         """`url`: `postgresql://USER[:PASSWORD]@HOST[:PORT][,HOST...]/DATABASE[?sslmode=verify-full&...]`, as libpq has
-        it; options that are none of libpq's become settings of the session."""
+        it, and `pooler=` (urls.py); other options become settings of the session. Raises `ValueError`."""
+        split_pooler(url)
         self.url = url
         self._app = ""
         self._shards = 0

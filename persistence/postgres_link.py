@@ -12,6 +12,10 @@ to the event loop that made it, so each loop has lanes of its own, made when the
 
 A connection that did not answer in time is thrown away, never used again: what it was asked may still happen, and its
 answer would be taken for another one's. Each new connection is asked which life of the server it leads to (Life).
+
+Behind a pooler in transaction mode a connection leads to another of the server's each time. So nothing is left in a
+session, no statement is kept prepared, and each transaction asks which life it is in: without that a host would not
+notice a promotion, since the pooler keeps its connections open. What is one round trip elsewhere is six there.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import asyncpg
 from msgspec import Struct
 
 from ..actors.errors import AtollError, CorruptRecord, IncompatibleStore, StoreUnavailable
-from .urls import shown
+from .urls import Pooler, shown, split_pooler
 
 if TYPE_CHECKING:
     from asyncpg.pool import Pool, PoolConnectionProxy
@@ -43,6 +47,8 @@ that is cut says nothing at all, and this ends the wait."""
 LANE_TIMEOUT_S = 10.0
 """How long a call waits for a connection of its lane: those before it are slow, or the server is away."""
 CLOSE_TIMEOUT_S = 5.0
+STATEMENTS_KEPT = 100
+"""Prepared, on each connection: more than there are."""
 
 
 NO_ANSWER = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
@@ -70,7 +76,10 @@ _LIFE = """
 SELECT (SELECT system_identifier FROM pg_control_system()),
        CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_lsn()) END
 """
-
+NOT_SAID = (
+    "a pooler stands between, and the store's URL does not say so: add ?pooler=transaction (or pooler=session, if that "
+    "is its pool_mode), or name the server itself"
+)
 
 _END_STALLED = """
 SELECT pid, pg_terminate_backend(pid) FROM pg_stat_activity
@@ -88,19 +97,33 @@ async def life_of(connection: Connection | asyncpg.Connection[asyncpg.Record]) -
     return Life(row[0], int(row[1][:8], 16))  # a WAL file's name begins with its timeline
 
 
+async def connect(url: str) -> asyncpg.Connection[asyncpg.Record]:
+    """One connection outside of all lanes, for what its owner does by hand, in one transaction."""
+    url, _pooler = split_pooler(url)
+    # Its statements may have been prepared there by somebody else.
+    return await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, statement_cache_size=0)
+
+
 class Link:
     """All connections of a store."""
 
     def __init__(self, url: str, met: Callable[[Life], None]) -> None:
         """`met` is told where each new connection leads, and raises what is to be raised there."""
-        self._url = url
+        self._url, self._pooler = split_pooler(url)
         self._met = met
         self._pools: dict[tuple[asyncio.AbstractEventLoop, Lane], Pool[asyncpg.Record]] = {}
         self.place = shown(url)
 
     @contextlib.asynccontextmanager
     async def lent(self, lane: Lane) -> AsyncIterator[Connection]:
-        """A connection of that lane. Errors of the database come out as those of actors/errors.py."""
+        """A connection of that lane, on which each statement commits by itself; behind a pooler all of them together.
+        Errors of the database come out as those of actors/errors.py."""
+        borrowed = self.transaction if self._pooler is Pooler.TRANSACTION else self._borrowed
+        async with borrowed(lane) as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def _borrowed(self, lane: Lane) -> AsyncIterator[Connection]:
         pool = await self._pool(lane)
         try:
             connection = await pool.acquire(timeout=LANE_TIMEOUT_S)
@@ -131,9 +154,11 @@ class Link:
     async def transaction(self, lane: Lane, begin: str = "BEGIN") -> AsyncIterator[Connection]:
         """A connection in a transaction that commits at the end. On an error it rolls back if the server still answers;
         a connection that was thrown away the server rolls back itself."""
-        async with self.lent(lane) as connection:
+        async with self._borrowed(lane) as connection:
             await connection.execute(begin)
             try:
+                if self._pooler is Pooler.TRANSACTION:
+                    self._met(await life_of(connection))
                 yield connection
             except (asyncpg.PostgresError, AtollError, ValueError):
                 await connection.execute("ROLLBACK")
@@ -159,6 +184,7 @@ class Link:
                 max_inactive_connection_lifetime=0.0 if lane in {Lane.APPEND, Lane.LEASE} else 300.0,
                 timeout=CONNECT_TIMEOUT_S,
                 command_timeout=COMMAND_TIMEOUT_S,
+                statement_cache_size=0 if self._pooler is Pooler.TRANSACTION else STATEMENTS_KEPT,
                 init=self._meet,
                 reset=_nothing_to_reset,
             )
@@ -166,6 +192,10 @@ class Link:
         return pool
 
     async def _meet(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        if self._pooler is Pooler.NONE and await connection.fetchval("SELECT pg_backend_pid()") != (
+            connection.get_server_pid()  # a pooler makes them up
+        ):
+            raise IncompatibleStore(f"{self.place}: {NOT_SAID}")
         self._met(await life_of(connection))
 
     async def close(self) -> None:
@@ -233,6 +263,8 @@ def store_error(error: Exception, place: str) -> Exception:
             return IncompatibleStore(
                 f"{story}: give the runtime role its rights as deploy/postgresql/database.sql does"
             )
+        case asyncpg.InvalidSQLStatementNameError() | asyncpg.DuplicatePreparedStatementError():
+            return IncompatibleStore(f"{story}: {NOT_SAID}")
         case _ if isinstance(error, _BROKEN_SCHEMA):
             return IncompatibleStore(f"{story}: its tables are not those of this version: run `atoll store migrate`")
         case _ if isinstance(error, _DAMAGED):
