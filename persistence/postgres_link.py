@@ -24,6 +24,7 @@ import asyncio
 import contextlib
 import enum
 import logging
+import ssl
 from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -99,9 +100,12 @@ async def life_of(connection: Connection | asyncpg.Connection[asyncpg.Record]) -
 
 async def connect(url: str) -> asyncpg.Connection[asyncpg.Record]:
     """One connection outside of all lanes, for what its owner does by hand, in one transaction."""
-    url, _pooler = split_pooler(url)
-    # Its statements may have been prepared there by somebody else.
-    return await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, statement_cache_size=0)
+    rest, _pooler = split_pooler(url)
+    try:
+        # Nothing prepared: behind a pooler its name may be taken.
+        return await asyncpg.connect(rest, timeout=CONNECT_TIMEOUT_S, statement_cache_size=0)
+    except NO_ANSWER as error:
+        raise StoreUnavailable(f"{shown(url)}: {no_connection(error)}") from error
 
 
 class Link:
@@ -127,7 +131,9 @@ class Link:
         pool = await self._pool(lane)
         try:
             connection = await pool.acquire(timeout=LANE_TIMEOUT_S)
-        except (asyncpg.PostgresError, *NO_ANSWER) as error:
+        except NO_ANSWER as error:
+            raise StoreUnavailable(f"{self.place}: {no_connection(error)}") from error
+        except asyncpg.PostgresError as error:
             raise store_error(error, self.place) from error
         try:
             yield connection
@@ -253,6 +259,27 @@ _UNKNOWN_OUTCOME = (
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
 )
+
+
+def no_connection(error: Exception) -> str:
+    """Why there is none, and what to do. Nothing was asked."""
+    match error:
+        case ssl.SSLCertVerificationError():
+            return (
+                f"{error.verify_message}: the certificate does not prove that it is this server; check sslrootcert, "
+                "and that the URL names the server as its certificate does"
+            )
+        case FileNotFoundError() | PermissionError():
+            return (
+                f"{error}: a file that the store's URL names cannot be read (sslrootcert, sslcert, sslkey), or there "
+                "is no server at the socket that it names"
+            )
+        case asyncpg.ClientConfigurationError():
+            return f"{error}: correct the options of the store's URL"
+        case ConnectionError() if "rejected SSL" in str(error):  # the driver has no class for it
+            return f"{error}: sslmode in the store's URL demands TLS, turn it on at the server (ssl = on)"
+        case _:
+            return f"no connection: {error or type(error).__name__}"
 
 
 def store_error(error: Exception, place: str) -> Exception:

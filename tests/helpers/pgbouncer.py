@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,32 +34,48 @@ _SETTINGS = """
 listen_addr = 127.0.0.1
 listen_port = {port}
 unix_socket_dir =
-auth_type = trust
+auth_type = {auth}
 auth_file = {folder}/users
 pool_mode = {mode}
 default_pool_size = {pool}
 logfile = {folder}/log
 """
+_TLS = """
+client_tls_sslmode = require
+client_tls_cert_file = {folder}/server.crt
+client_tls_key_file = {folder}/server.key
+"""
 
 
 class Pgbouncer:
-    def __init__(self, server: PostgresServer, folder: Path, mode: str) -> None:
+    def __init__(
+        self, server: PostgresServer, folder: Path, mode: str, certificates: Path | None, password: str
+    ) -> None:
         self._folder = folder
+        self._certificates = certificates
+        self._password = password
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             self.port: int = listener.getsockname()[1]
         self._mode = mode
-        folder.mkdir(mode=0o755)
         self._write_settings(server)
-        (folder / "users").write_text("".join(f'"{role}" ""\n' for role in (ADMIN, OWNER, RUNTIME)))
+        (folder / "users").write_text("".join(f'"{role}" "{password}"\n' for role in (ADMIN, OWNER, RUNTIME)))
+        if certificates is not None:
+            for file in ("server.crt", "server.key"):
+                shutil.copyfile(certificates / file, folder / file)
+                (folder / file).chmod(0o644)
         self._process: subprocess.Popen[bytes] | None = None
 
     @classmethod
     @contextlib.contextmanager
-    def start(cls, server: PostgresServer, mode: str = "transaction") -> Iterator[Self]:
-        """Its files lie beside the server's, where `nobody` may read them."""
-        folder = server.folder / f"pgbouncer-{mode}"
-        pooler = cls(server, folder, mode)
+    def start(
+        cls, server: PostgresServer, mode: str = "transaction", *, certificates: Path | None = None, password: str = ""
+    ) -> Iterator[Self]:
+        """Its files lie beside the server's, where `nobody` may read them. `certificates`: a folder with `server.crt`
+        and `server.key`; then it demands TLS. `password`: what its clients must know."""
+        folder = Path(tempfile.mkdtemp(prefix="pgbouncer-", dir=server.folder))
+        folder.chmod(0o755)
+        pooler = cls(server, folder, mode, certificates, password)
         pooler.restart()
         try:
             yield pooler
@@ -89,7 +106,16 @@ class Pgbouncer:
             time.sleep(0.01)
 
     def _write_settings(self, server: PostgresServer) -> None:
-        settings = _SETTINGS.format(server=server.port, port=self.port, folder=self._folder, mode=self._mode, pool=POOL)
+        settings = _SETTINGS.format(
+            server=server.port,
+            port=self.port,
+            folder=self._folder,
+            mode=self._mode,
+            pool=POOL,
+            auth="scram-sha-256" if self._password else "trust",
+        )
+        if self._certificates is not None:
+            settings += _TLS.format(folder=self._folder)
         (self._folder / "settings").write_text(settings)
 
     def lead_to(self, server: PostgresServer) -> None:
