@@ -26,6 +26,7 @@ import enum
 import logging
 import ssl
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, TypeAlias
 
 import asyncpg
@@ -48,6 +49,8 @@ that is cut says nothing at all, and this ends the wait."""
 LANE_TIMEOUT_S = 10.0
 """How long a call waits for a connection of its lane: those before it are slow, or the server is away."""
 CLOSE_TIMEOUT_S = 5.0
+SNAPSHOT_IDLE = "5min"
+"""How long whoever reads a whole store as of one instant may do something else between two reads."""
 STATEMENTS_KEPT = 100
 """Prepared, on each connection: more than there are."""
 
@@ -177,6 +180,13 @@ class Link:
         async with self.transaction(lane, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY") as connection:
             yield connection
 
+    @contextlib.asynccontextmanager
+    async def still(self) -> AsyncIterator[Still]:
+        """All reads as of one instant, for longer than a host may take."""
+        async with self.snapshot(Lane.READ) as connection:
+            await connection.execute(f"SET LOCAL idle_in_transaction_session_timeout = '{SNAPSHOT_IDLE}'")
+            yield Still(connection, self.place)
+
     async def _pool(self, lane: Lane) -> Pool[asyncpg.Record]:
         key = (asyncio.get_running_loop(), lane)
         pool = self._pools.get(key)
@@ -217,6 +227,28 @@ class Link:
                     pool.terminate()
             elif not loop.is_closed():
                 loop.call_soon_threadsafe(pool.terminate)
+
+
+class Still:
+    """In the place of a `Link`: one connection inside a snapshot, which everybody reads through in turn."""
+
+    def __init__(self, connection: Connection, place: str) -> None:
+        self.place = place
+        self._connection = connection
+        self._turn = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def lent(self, _lane: Lane) -> AsyncIterator[Connection]:
+        async with self._turn:
+            yield self._connection
+
+    snapshot = lent
+
+    def transaction(self, _lane: Lane) -> AbstractAsyncContextManager[Connection]:
+        raise RuntimeError("a snapshot of a store is read only")
+
+    async def close(self) -> None:
+        """Whoever made the snapshot ends it."""
 
 
 async def _end_stalled(connection: Connection) -> None:
