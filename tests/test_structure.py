@@ -82,6 +82,7 @@ SHELLS: dict[str, tuple[str, ...]] = {
 DECISIONS = (
     "actors.breaker",
     "actors.ids",
+    "actors.outage",
     "actors.requirements",
     "actors.settings",
     "persistence.checkpoint",
