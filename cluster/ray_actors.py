@@ -27,6 +27,7 @@ import msgspec
 import ray
 
 from ..actors.errors import AtollError, StoreError
+from ..actors.outage import Outage
 from ..actors.requirements import unmet, weight_of
 from ..actors.settings import Settings
 from ..persistence.open import open_store
@@ -269,11 +270,14 @@ class CoordinatorActor:
     # ---- hosts: one on every node that may have one, made anew when it is gone (rollout.py) -------------------------
 
     async def _keep_hosts(self, store: Store, coordination: Coordination) -> None:
+        outage, now = Outage(log), SystemWorld().monotonic
         while True:
             try:
                 await self._look_at_nodes(store, coordination)
             except AtollError as error:
-                log.warning("hosts are looked after later: %s", error)
+                outage.failed(now(), "hosts are looked after later: %s", error)
+            else:
+                outage.worked(now(), "hosts are looked after again, after %.1f s")
             await asyncio.sleep(NODES_LOOK_S)
 
     async def _look_at_nodes(self, store: Store, coordination: Coordination) -> None:

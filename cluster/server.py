@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import msgspec
 
 from ..actors.errors import StoreError
+from ..actors.outage import Outage
 from ..actors.settings import Settings
 from ..actors.world import World
 from ..sharding.messages import Message, Peer
@@ -153,8 +154,10 @@ class ServerConnection(Connection):
     async def _admitted(self, client: int) -> None:
         try:
             effects = self._host_handshake.admitted(await self._server.receiver.admit(client))
+            self._server.sessions.worked(self._world.monotonic(), "sessions are looked up again, after %.1f s")
         except StoreError as error:
-            _log.warning("%s: cannot look up the session of client %d: %s", self.name, client, error)
+            what = "%s: cannot look up the session of client %d: %s"
+            self._server.sessions.failed(self._world.monotonic(), what, self.name, client, error)
             effects = self._host_handshake.refuse(Refusal.BUSY, "the store does not answer: try again")
         except Exception:  # noqa: BLE001 - logged, and the peer must not wait for ever for what will not come
             _log.exception("%s: looking up the session of client %d failed", self.name, client)
@@ -208,6 +211,8 @@ class Server:
         self.token = token
         self.settings = settings
         self.world = world
+        self.sessions = Outage(_log)
+        """Whether those of new clients can be looked up."""
         self.terms = HostTerms(
             app=app,
             incarnation=0,
