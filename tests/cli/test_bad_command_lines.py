@@ -5,16 +5,12 @@ begun. Without a Ray cluster; what needs one stands with the real tests.
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
-from command_line import CommandLine
-from typer.testing import CliRunner
+from command_line import CommandLine, InProcess
 
-from atoll.cluster.cli import app
 from atoll.cluster.ray_adapter import Node, RayProblem, find_node
 from atoll.cluster.starting import StartRefused, refuse_several_machines, suitable
 
@@ -29,21 +25,6 @@ other = atoll.App("other", entities=[Thing])
 with_shards = atoll.App("sound", entities=[Thing], settings={"shards": 64})
 not_an_app = Thing
 """
-
-
-class InProcess(CommandLine):
-    """The same command line without a process of its own, which takes most of a second to begin."""
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        with pytest.MonkeyPatch.context() as patched:
-            patched.chdir(self.folder)
-            patched.setattr(sys, "path", list(sys.path))
-            patched.setattr("os.environ", dict(self.environment))
-            for module in ("sound", "bad"):
-                patched.setitem(sys.modules, module, None)  # so that it is taken away again
-                del sys.modules[module]
-            ended = CliRunner().invoke(app, arguments)
-        return subprocess.CompletedProcess(arguments, ended.exit_code, ended.stdout, ended.stderr)
 
 
 @pytest.fixture
