@@ -37,7 +37,7 @@ class Echo:
 
     def received(self, peer: Peer, calls: list[Any]) -> None:
         for call in calls:
-            peer.send(Answer(call.shard, call.number, 0, call.arguments))
+            peer.reply(call, Answer(call.shard, call.number, 0, call.arguments))
 
     def disconnected(self, peer: Peer) -> None: ...
 

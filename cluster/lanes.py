@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -43,7 +44,7 @@ class Outgoing(msgspec.Struct, Generic[R], eq=False):
     outstanding: int = 0
     """Sendings that were neither answered nor bounced: while there is one, it may run."""
     under_way: bool = False
-    """It was sent over the lane's present connection and did not come back: it takes room in the session's window."""
+    """It was sent over the lane's present connection and did not come back."""
 
 
 class OutgoingCommand(Outgoing[Request], kw_only=True):
@@ -99,6 +100,7 @@ class Lane(ABC, Generic[Out]):
         "held",
         "link",
         "next_number",
+        "resend",
         "retries",
         "retry",
         "sender",
@@ -121,6 +123,8 @@ class Lane(ABC, Generic[Out]):
         """The unanswered numbers per entity, in order. Lists: most hold one, and a deque costs six times that."""
         self.backlog: deque[Out] = deque()
         """Offered, waiting for room in the window."""
+        self.resend: deque[Out] = deque()
+        """What is to be sent again before anything new, in order, as the connection's credits allow."""
         self.held: dict[EntityKey, Held] = {}
         self.link: Any = None
         """The connection that new calls take; None while the lane is held (no route, or a retry is due)."""
@@ -142,8 +146,8 @@ class Lane(ABC, Generic[Out]):
 
     @property
     def waits(self) -> bool:
-        """Something that may have room now has not entered."""
-        return bool(self.backlog)
+        """Something that may have room now has not been sent."""
+        return bool(self.backlog or self.resend)
 
     def enter(self, out: Out) -> None:
         """Give it its number, if it brings none, and a place in the window."""
@@ -166,22 +170,24 @@ class Lane(ABC, Generic[Out]):
     def call(self, out: Out, now: float, prev: int) -> Call:
         """The envelope of its next attempt."""
 
-    def newest_before(self, out: Out) -> int:
-        """`prev` of what entered last."""
+    def prev(self, out: Out) -> int:
+        """Of what entered: the number before it to its entity that is unanswered still. 0: none."""
         queued = self._by_entity[out.request.kind, out.request.id]
-        return queued[-2] if len(queued) > 1 else 0
+        place = len(queued) - 1 if queued[-1] == out.number else bisect_left(queued, out.number)
+        return queued[place - 1] if place else 0
 
-    def again(self) -> list[tuple[Out, int]]:
-        """Everything unanswered that is not held, in order, for another attempt, each with its `prev`."""
-        newest: dict[EntityKey, int] = {}
-        outs = []
-        for number, out in self.unanswered.items():
-            key = (out.request.kind, out.request.id)
-            held = self.held.get(key)
-            if held is None or number <= held.number:
-                outs.append((out, newest.get(key, 0)))
-            newest[key] = number
-        return outs
+    def next_again(self) -> Out | None:
+        """The first of `resend` that is still to be sent: not answered, given up or held meanwhile. Stays there."""
+        while self.resend:
+            out = self.resend[0]
+            if out.number in self.unanswered and not out.under_way and not self._is_held(out):
+                return out
+            self.resend.popleft()
+        return None
+
+    def _is_held(self, out: Out) -> bool:
+        held = self.held.get((out.request.kind, out.request.id)) if self.held else None
+        return held is not None and out.number > held.number
 
     # ---- full mailboxes --------------------------------------------------------------------------------------------
 
@@ -197,15 +203,10 @@ class Lane(ABC, Generic[Out]):
             held.number = min(held.number, out.number)
         return held
 
-    def from_held(self, key: EntityKey) -> list[tuple[Out, int]]:
-        """What is held of that entity, in order, each with its `prev`."""
-        numbers = self._by_entity[key]
+    def from_held(self, key: EntityKey) -> list[Out]:
+        """What is held of that entity, in order."""
         first = self.held[key].number
-        return [
-            (self.unanswered[number], numbers[place - 1] if place else 0)
-            for place, number in enumerate(numbers)
-            if number >= first
-        ]
+        return [self.unanswered[number] for number in self._by_entity[key] if number >= first]
 
     # ---- ends ------------------------------------------------------------------------------------------------------
 
@@ -319,7 +320,7 @@ class CommandLane(Lane[OutgoingCommand]):
 
     @property
     def waits(self) -> bool:
-        return bool(self.backlog or self._ready)
+        return bool(self.backlog or self.resend or self._ready)
 
     def waiting(self) -> list[OutgoingCommand]:
         """All that has not entered, those to one entity in order."""

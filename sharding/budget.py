@@ -1,8 +1,12 @@
 """What waits in a host's memory, in bytes, and what the host does about too much of it.
 
-    up to half of the budget    everybody is read
-    above half                  not read: a peer with more than its share of that half. A noisy client costs no other
-    above the budget            nobody is read; the kernels' buffers fill, then the senders' windows, then they wait
+    up to half of the budget    everybody is read, and granted its window (cluster/credits.py)
+    above half                  granted: a quarter. Not read: a peer with more than its share of that half. A noisy
+                                client costs no other
+    above the budget            granted: a sixteenth. Nobody is read; the kernels' buffers fill, then senders wait
+
+What is granted less waits at its sender, who knows that it did not run; what is not read counts as sent. As the memory
+of the process fills, less is granted and the budget is smaller (pressure.py).
 
 Counted are the commands that wait for their turn and are nobody's but their senders', and what is staged and not
 durable. (Accepted entries have bounds of their own and can leave memory.) The asks of handlers and the coordinator are
@@ -34,7 +38,11 @@ LOOK_SHARE = 16
 LOOK_S = 0.1
 """Between two looks while somebody is not read."""
 RELEASE_AT = 0.75
-"""Of the budget, under which all are read again: some way below, so that it is not taken and given each time."""
+"""Of a bound, under which it counts as kept again: some way below, so that it is not taken and given each time."""
+ABOVE_HALF = 1 / 4
+ABOVE_ALL = 1 / 16
+"""Of the windows, what is granted above half of the budget and above all of it. Never nothing: who has no more than one
+command under way is not what fills a host."""
 
 
 NEAR_S = 0.15
@@ -55,8 +63,8 @@ def _give_back(resident: Resident, before: float) -> None:
         pending.send_back(Status.STORE_AWAY, _STORE_AWAY)
 
 
-def _nobody(held: bool) -> None:
-    """Without a server there is nobody to hold."""
+def _nobody(how: float) -> None:
+    """Without a server there is nobody to hold, nor to grant less."""
 
 
 class Budget:
@@ -72,6 +80,8 @@ class Budget:
         store is, and no turn begins."""
         self._shards = shards
         self._bytes_max = self._bytes_max_asked = settings.queued_bytes_max
+        self._share = 1.0
+        """Of the budget and the windows, what the memory of the process leaves."""
         self._world = world
         self._stuck = stuck
         self._uncommitted = uncommitted
@@ -85,6 +95,9 @@ class Budget:
         """Nobody is read."""
         self.hold_all: Callable[[bool], None] = _nobody
         """Stop reading from everybody (True), or go on. Set by who has the connections."""
+        self.narrow: Callable[[float], None] = _nobody
+        """Grant this share of the windows from now on. Set by the same."""
+        self._above_half = False
 
     @property
     def held(self) -> int:
@@ -99,6 +112,7 @@ class Budget:
 
     def shrink(self, share: float) -> None:
         """From now on only this share of what the settings allow may wait."""
+        self._share = share
         self._bytes_max = int(self._bytes_max_asked * share)
         self.look()
 
@@ -110,12 +124,14 @@ class Budget:
         self._arrived = 0
         shares = self._counted()
         waiting = sum(shares.values()) + self._uncommitted()
+        half = self._bytes_max // 2
         full = waiting >= self._bytes_max * (RELEASE_AT if self.full else 1)
+        self._above_half = waiting >= half * (RELEASE_AT if self._above_half else 1)
         if full is not self.full:
             self.full = full
             self.hold_all(full)
+        self.narrow(self._share * (ABOVE_ALL if full else ABOVE_HALF if self._above_half else 1))
         noisy: set[Peer] = set()
-        half = self._bytes_max // 2
         if waiting > half:
             noisy = {peer for peer, size in shares.items() if size * len(shares) > half}
         for peer in self._noisy - noisy:
@@ -125,7 +141,7 @@ class Budget:
         self._noisy = noisy
         if self._look is not None:
             self._look.cancel()
-        again = full or noisy or self._stuck()
+        again = full or noisy or self._above_half or self._stuck()
         self._look = self._loop.call_later(LOOK_S, self.look) if again else None
 
     def _counted(self) -> dict[Peer, int]:

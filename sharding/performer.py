@@ -369,6 +369,7 @@ class TurnPerformer:
             if not self._owed.is_current(resident, pending):
                 return False
         elif call.number < pending.window.floor:
+            pending.given_up()
             return False
         if call.command_id and not pending.handler.is_query:
             known = resident.shard.named.get((call.kind, call.id, call.command_id))
@@ -448,7 +449,7 @@ class TurnPerformer:
         pending.send_back(Status.OVERLOADED, message)
         for other in [other for other in resident.waiting() if other.client == pending.client and not other.owed]:
             other.window.bounce(other.call.number)
-            other.peer.send(OutOfOrder(other.call.shard, other.call.number, other.call.sender))
+            other.reply(OutOfOrder(other.call.shard, other.call.number, other.call.sender))
             resident.remove(other)
 
     def _answer(
@@ -470,6 +471,7 @@ class TurnPerformer:
         """
         call, window, shard = pending.call, pending.window, resident.shard
         if shard.phase is Phase.CLOSED:
+            pending.given_up()
             return  # lost while it ran: nothing of it may be staged; the client asks the new owner
         answer = Answer(call.shard, call.number, status, payload, call.sender)
         if (

@@ -15,7 +15,7 @@ import msgspec
 
 from ..actors.calls import Priority, Status
 from ..persistence.overlay import EntityKey
-from .messages import Answer
+from .messages import Answer, OutOfOrder
 
 if TYPE_CHECKING:
     from ..actors.activation import Activation
@@ -61,7 +61,15 @@ class Pending(msgspec.Struct, eq=False):
         """It did not run, and its number stays free: its sender may send it again."""
         call = self.call
         self.window.bounce(call.number)
-        self.peer.send(Answer(call.shard, call.number, status, message, call.sender))
+        self.reply(Answer(call.shard, call.number, status, message, call.sender))
+
+    def reply(self, message: Answer | OutOfOrder) -> None:
+        """Tell its sender."""
+        self.peer.reply(self.call, message)
+
+    def given_up(self) -> None:
+        """Its sender is told nothing: it does not wait for it any more, or asks elsewhere."""
+        self.peer.forget(self.call)
 
     @property
     def owed(self) -> bool:

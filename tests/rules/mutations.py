@@ -1130,9 +1130,9 @@ MUTATIONS = [
     ),
     Mutation(
         "M14",
-        "giving back the window of what is held",
+        "sending again what was held",
         "cluster/carrier.py",
-        "        for later, _ in lane.from_held(key):\n            self._back(later)\n",
+        "        for later in lane.from_held(key):\n            later.under_way = False\n",
         "",
         "tests/cluster/test_courier.py::test_receivers_that_are_stuck_leave_the_window_to_the_others",
     ),
