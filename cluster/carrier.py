@@ -186,7 +186,7 @@ class Carrier(ABC, Generic[L]):
         lane.link = link
         assert route is not None
         self._resumes(lane, route.incarnation)
-        lane.resend.extend(lane.unanswered.values())
+        lane.all_again()
         self._admit(lane, self._world.monotonic())
 
     def _detach(self, lane: L) -> None:

@@ -3,7 +3,8 @@
     call --> lane of its shard --> link to the owner --> Answer --> the caller
                  |   ^
                  |   `-- bounced: the lane is held and sent again; a full mailbox: its entity (carrier.py)
-                 `------ deadline: given up; the error says whether it may have run
+                 `------ deadline: what never left is given up; for the rest its host says what became of it, soon: the
+                         call ends at the latest `verdict_s` after its deadline (the time-out once more, if shorter)
 
 All retries end with the deadlines of the commands. One client is one session, whose numbers are its own: a forked child
 must connect anew.
@@ -122,7 +123,8 @@ class Client(Carrier[CommandLane]):
             )
         timeout_s = settings.command_timeout_s if request.timeout_s is None else request.timeout_s
         now = self._world.monotonic()
-        out = OutgoingCommand(request, deadline=now + timeout_s, done=self._loop.create_future())
+        deadline = now + timeout_s
+        out = OutgoingCommand(request, deadline=deadline, gives_up=deadline, done=self._loop.create_future())
         lane = self._lane(shard_of(request.id, self._shards))
         lane.backlog.append(out)
         if len(lane.backlog) == 1:
@@ -221,9 +223,16 @@ class Client(Carrier[CommandLane]):
             return DeadlineExceeded(f"{what}; it was only a query")
         return OutcomeUnknown(f"{what}; it may have run: repeat it with the same command_id, or look at the entity")
 
-    def _late(self, out: OutgoingCommand, timeout_s: float) -> None:
-        lane = self._lane(shard_of(out.request.id, self._shards))
-        self._give_up(lane, out, f"no answer within {timeout_s:g} s")
+    def _late(self, out: OutgoingCommand) -> None:
+        """Its deadline passed. What was sent may have run or not: whoever knows is given a moment to say it."""
+        request, now = out.request, self._world.monotonic()
+        timeout_s = self._settings.command_timeout_s if request.timeout_s is None else request.timeout_s
+        verdict_s = min(self._settings.verdict_s, timeout_s)
+        if out.outstanding and not request.query and now < out.deadline + verdict_s:
+            out.gives_up = out.deadline + verdict_s
+            self._deadlines.watch(verdict_s, out)
+        else:
+            self._give_up(self._lane(shard_of(request.id, self._shards)), out, f"no answer within {timeout_s:g} s")
 
     def _session_expired(self) -> None:
         """What was sent has an unknown outcome, the rest gets new numbers."""

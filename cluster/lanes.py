@@ -51,6 +51,8 @@ class OutgoingCommand(Outgoing[Request], kw_only=True):
     """A client's command or query."""
 
     deadline: float
+    gives_up: float
+    """When its caller hears the end: at the deadline, or a little later where the host knows more (client.py)."""
     done: asyncio.Future[Answer]
     lost_at: int = 0
     """The incarnation whose connection closed while it was under way there. 0: none."""
@@ -175,6 +177,10 @@ class Lane(ABC, Generic[Out]):
         queued = self._by_entity[out.request.kind, out.request.id]
         place = len(queued) - 1 if queued[-1] == out.number else bisect_left(queued, out.number)
         return queued[place - 1] if place else 0
+
+    def all_again(self) -> None:
+        """It has another connection: everything unanswered is to be sent over that one, in order."""
+        self.resend.extend(self.unanswered.values())
 
     def next_again(self) -> Out | None:
         """The first of `resend` that is still to be sent: not answered, given up or held meanwhile. Stays there."""

@@ -15,8 +15,9 @@ always read (cluster/server.py): a turn may wait for such an ask, and its entity
 Waiting commands are counted by looking, after every `LOOK_SHARE` of the budget that arrived: an account of every way
 into and out of a mailbox would be wrong one day, and then for ever.
 
-While the store is stuck no turn begins (commit.py). Then a look also gives commands back whose deadline is near: their
-senders hear in time that they did not run.
+A look also finds the commands whose deadline has passed: their senders hear now that they did not run, not when their
+turn would have come. While the store is stuck no turn begins (commit.py), nor does such an answer leave. Then a look
+gives commands back whose deadline is near.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ..actors.calls import Status
 from ..actors.settings import Settings
 from ..actors.world import World
 from .messages import Peer
-from .resident import Resident
+from .resident import Pending, Resident
 from .shard import OwnedShard
 
 COMMAND_BYTES = 1_000
@@ -36,7 +37,9 @@ COMMAND_BYTES = 1_000
 LOOK_SHARE = 16
 """Looks per budget of arrivals: so far a bound may be passed, and so seldom is everything counted."""
 LOOK_S = 0.1
-"""Between two looks while somebody is not read."""
+"""Between two looks while something waits; and"""
+LOOKING_MAX = 0.05
+"""of a host's time, what looks may take: with so many waiting that one takes long, the next one comes later."""
 RELEASE_AT = 0.75
 """Of a bound, under which it counts as kept again: some way below, so that it is not taken and given each time."""
 ABOVE_HALF = 1 / 4
@@ -75,15 +78,17 @@ class Budget:
         world: World,
         uncommitted: Callable[[], int],
         stuck: Callable[[], bool],
+        expired: Callable[[Resident, Pending], None],
     ) -> None:
         """`shards`: the host's own, kept by it. `uncommitted`: bytes that are staged and not durable. `stuck`: the
-        store is, and no turn begins."""
+        store is, and no turn begins. `expired`: answers a command whose deadline passed before its turn."""
         self._shards = shards
         self._bytes_max = self._bytes_max_asked = settings.queued_bytes_max
         self._share = 1.0
         """Of the budget and the windows, what the memory of the process leaves."""
         self._world = world
         self._stuck = stuck
+        self._expired = expired
         self._uncommitted = uncommitted
         self._arrived = 0
         """Bytes since the last look."""
@@ -109,6 +114,8 @@ class Budget:
         self._arrived += commands * COMMAND_BYTES + argument_bytes
         if self._arrived * LOOK_SHARE >= self._bytes_max:
             self.look()
+        elif self._look is None:
+            self._look = self._loop.call_later(LOOK_S, self.look)
 
     def shrink(self, share: float) -> None:
         """From now on only this share of what the settings allow may wait."""
@@ -122,7 +129,8 @@ class Budget:
 
     def look(self) -> None:
         self._arrived = 0
-        shares = self._counted()
+        began = self._world.monotonic()
+        shares = self._counted(began)
         waiting = sum(shares.values()) + self._uncommitted()
         half = self._bytes_max // 2
         full = waiting >= self._bytes_max * (RELEASE_AT if self.full else 1)
@@ -141,21 +149,24 @@ class Budget:
         self._noisy = noisy
         if self._look is not None:
             self._look.cancel()
-        again = full or noisy or self._above_half or self._stuck()
-        self._look = self._loop.call_later(LOOK_S, self.look) if again else None
+        again = waiting or self._stuck()
+        took_s = self._world.monotonic() - began
+        self._look = self._loop.call_later(max(LOOK_S, took_s / LOOKING_MAX), self.look) if again else None
 
-    def _counted(self) -> dict[Peer, int]:
+    def _counted(self, now: float) -> dict[Peer, int]:
         """Bytes that wait, by whose they are."""
         shares: dict[Peer, int] = {}
-        near = self._world.monotonic() + NEAR_S
         stuck = self._stuck()
         for shard in self._shards.values():
             for resident in list(shard.loaded):
                 if not resident.mailbox and resident.backlog is None:
-                    del shard.loaded[resident]
+                    shard.loaded.pop(resident, None)  # an expired one's answer may have made us look
                     continue
                 if stuck:
-                    _give_back(resident, near)
+                    _give_back(resident, now + NEAR_S)
+                else:
+                    for pending in resident.take_expired(now):
+                        self._expired(resident, pending)
                 for pending in resident.waiting():
                     if not pending.owed:
                         size = COMMAND_BYTES + len(pending.call.arguments)

@@ -41,6 +41,8 @@ from .window import Known
 
 log = logging.getLogger("atoll.host")
 
+_EXPIRED = b"the deadline passed before the command's turn came; it did not run"
+
 
 class Metered:
     """Awaits a turn, and tells how long each of its steps took; what it waits for is not counted."""
@@ -377,10 +379,16 @@ class TurnPerformer:
                 self._repeat(resident, pending, known)
                 return False
         if now >= pending.deadline:
-            message = b"the deadline passed before the command's turn came; it did not run"
-            self._answer(resident, pending, Status.DEADLINE_EXCEEDED, message)
+            self.expired(resident, pending)
             return False
         return True
+
+    def expired(self, resident: Resident, pending: Pending) -> None:
+        """Its deadline passed before its turn. Unless its client has given it up meanwhile, it hears so."""
+        if pending.call.number < pending.window.floor:
+            pending.given_up()
+        else:
+            self._answer(resident, pending, Status.DEADLINE_EXCEEDED, _EXPIRED)
 
     def _must_look_up(self, resident: Resident, pending: Pending) -> bool:
         """Only the tables can tell whether its command ID was done before."""

@@ -210,6 +210,20 @@ class Resident:
         if backlog is not None:
             yield from backlog.behind
 
+    def take_expired(self, now: float) -> list[Pending]:
+        """Take out what waits for its turn and has a deadline that has passed: a caller's, what is owed has none."""
+        backlog = self.backlog
+        queues = [self.mailbox] if backlog is None else [*backlog.parked.values(), self.mailbox, backlog.behind]
+        expired = []
+        for queue in queues:
+            late = [pending for pending in queue if pending.deadline <= now and not pending.owed]
+            if late:
+                kept = [pending for pending in queue if pending.deadline > now or pending.owed]
+                queue.clear()
+                queue.extend(kept)
+                expired += late
+        return expired
+
     def remove(self, pending: Pending) -> None:
         """Take one out that waits."""
         backlog = self.backlog

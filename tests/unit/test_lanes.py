@@ -23,7 +23,7 @@ WINDOW = 7
 
 
 def outgoing(id: str, deadline: float = 100.0) -> OutgoingCommand:
-    return OutgoingCommand(Request("Box", id, "put", b"x"), deadline=deadline, done=FUTURE)
+    return OutgoingCommand(Request("Box", id, "put", b"x"), deadline=deadline, gives_up=deadline, done=FUTURE)
 
 
 def message(id: str, number: int) -> OutgoingMessage:
@@ -39,7 +39,7 @@ def entered(lane: CommandLane, *ids: str) -> list[OutgoingCommand]:
 
 def resent(lane: Lane[Any], now: float) -> list[Call]:
     """What goes out after the lane has a new connection."""
-    lane.resend.extend(lane.unanswered.values())
+    lane.all_again()
     calls = []
     while (out := lane.next_again()) is not None:
         lane.resend.popleft()

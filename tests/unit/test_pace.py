@@ -24,7 +24,9 @@ class Driver:
 
     def offer(self, id: str, count: int, *, fail_fast: bool = False) -> list[OutgoingCommand]:
         outs = [
-            OutgoingCommand(Request("Box", id, f"{index}", b"", fail_fast=fail_fast), deadline=9e9, done=FUTURE)
+            OutgoingCommand(
+                Request("Box", id, f"{index}", b"", fail_fast=fail_fast), deadline=9e9, gives_up=9e9, done=FUTURE
+            )
             for index in range(count)
         ]
         for out in outs:
