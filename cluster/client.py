@@ -153,6 +153,15 @@ class Client(Carrier[CommandLane]):
     def _width(self, settings: Settings) -> int:
         return settings.shard_window
 
+    def _admit(self, lane: CommandLane, now: float) -> None:
+        super()._admit(lane, now)
+        while lane.refused:
+            out, wait_s = lane.refused.pop()
+            if not out.done.done():
+                what = f"{out.request.kind}/{out.request.id}.{out.request.method}"
+                message = f"{what}: an answer takes {wait_s:.2f} s now, which is more than is left; it did not run"
+                out.done.set_exception(Overloaded(message, retry_after_s=wait_s))
+
     def _answered(self, link: Link, answer: Answer) -> None:
         lane = self._lanes.get(answer.shard)
         out = lane.unanswered.get(answer.number) if lane is not None else None
@@ -178,7 +187,7 @@ class Client(Carrier[CommandLane]):
                 self._give_up(lane, out, "the shard had forgotten its number")
                 return
         lane.retries = 0
-        if lane.busy:
+        if lane.busy and answer.status != Status.DEADLINE_EXCEEDED:  # that says nothing of how many it can do
             lane.answered(out, self._world.monotonic())
         self._settle(lane, answer.number, answered=answer.status != Status.OVERLOADED)
         if not out.done.done():

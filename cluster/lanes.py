@@ -29,7 +29,7 @@ import msgspec
 from ..actors.calls import Mode, Request
 from ..actors.stored import StoredMessage
 from ..sharding.messages import Answer, Call
-from .pace import PACE_FIRST, Pace
+from .pace import MARGIN, PACE_FIRST, Pace
 
 R = TypeVar("R", Request, StoredMessage)
 
@@ -245,7 +245,7 @@ class Lane(ABC, Generic[Out]):
 class CommandLane(Lane[OutgoingCommand]):
     """A client's commands to one shard."""
 
-    __slots__ = ("_backlog_first", "_ready", "busy")
+    __slots__ = ("_backlog_first", "_ready", "busy", "refused")
 
     def __init__(self, shard: int) -> None:
         super().__init__(shard)
@@ -254,6 +254,8 @@ class CommandLane(Lane[OutgoingCommand]):
         """Busy entities for whose commands there may be room."""
         self._backlog_first = True
         """Busy entities and the backlog take turns."""
+        self.refused: list[tuple[OutgoingCommand, float]] = []
+        """Taken out of what waits, since there is not time enough for them; and how many seconds they would wait."""
 
     def next(self, width: int, mailbox_max: int, now: float) -> deque[OutgoingCommand] | None:
         if len(self._entered) >= width:
@@ -275,8 +277,8 @@ class CommandLane(Lane[OutgoingCommand]):
         while self._ready:
             key = next(iter(self._ready))
             pace = self.busy.get(key)
-            while pace is not None and pace.waiting and pace.waiting[0].deadline <= now:
-                pace.waiting.popleft()  # it is about to be given up: nobody would hear of it any more
+            while pace is not None and pace.waiting and self._too_late(key, pace, pace.waiting[0], now):
+                pace.waiting.popleft()
             if pace is not None and pace.waiting and self._has_room(key, pace, width, mailbox_max):
                 return pace.waiting
             del self._ready[key]
@@ -297,9 +299,22 @@ class CommandLane(Lane[OutgoingCommand]):
                     return backlog
                 pace = self.busy[key] = Pace(now)
             if not pace.waiting and self._has_room(key, pace, width, mailbox_max, out):
-                return backlog
-            pace.waiting.append(backlog.popleft())
+                if not self._too_late(key, pace, out, now):
+                    return backlog
+                backlog.popleft()
+            else:
+                pace.waiting.append(backlog.popleft())
         return None
+
+    def _too_late(self, key: EntityKey, pace: Pace[OutgoingCommand], out: OutgoingCommand, now: float) -> bool:
+        """It need not be sent: it is about to be given up, or its answer would come after that."""
+        if out.deadline <= now:
+            return True
+        wait_s = pace.wait_s(len(self._by_entity.get(key, ())))
+        if out.deadline - now >= MARGIN * wait_s:
+            return False
+        self.refused.append((out, wait_s))
+        return True
 
     def _has_room(
         self,
@@ -343,7 +358,7 @@ class CommandLane(Lane[OutgoingCommand]):
         self._look_at(key)
 
     def answered(self, out: OutgoingCommand, now: float) -> None:
-        """The shard answered it. Before `settle`, and needed only while there is anybody `busy`."""
+        """It ran, or was refused. Before `settle`, and needed only while there is anybody `busy`."""
         pace = self.busy.get((out.request.kind, out.request.id))
         if pace is not None:
             pace.answered(now)
