@@ -112,7 +112,7 @@ class Carrier(ABC, Generic[L]):
             if lane.retry is None:
                 self._route(lane)
             return  # first what came back, over the new connection
-        while (out := lane.next_again()) is not None:
+        while lane.resend and (out := lane.next_again()) is not None:
             if not link.allowance.room:
                 self._block(lane)
                 return

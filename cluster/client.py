@@ -129,7 +129,9 @@ class Client(Carrier[CommandLane]):
         lane.backlog.append(out)
         if len(lane.backlog) == 1:
             self._admit(lane, now)
-        if request.fail_fast and not out.number and lane.link is not None:
+            if lane.refused:
+                self._refuse(lane)
+        if request.fail_fast and not (out.number or out.done.done()) and lane.link is not None:
             lane.withdraw(out)
             raise Overloaded("the client's window is full", retry_after_s=self._settings.retry_max_s)
         self._deadlines.watch(timeout_s, out)
@@ -153,8 +155,8 @@ class Client(Carrier[CommandLane]):
     def _width(self, settings: Settings) -> int:
         return settings.shard_window
 
-    def _admit(self, lane: CommandLane, now: float) -> None:
-        super()._admit(lane, now)
+    def _refuse(self, lane: CommandLane) -> None:
+        """Tell callers that theirs were not sent, since there is not time enough."""
         while lane.refused:
             out, wait_s = lane.refused.pop()
             if not out.done.done():
@@ -190,6 +192,8 @@ class Client(Carrier[CommandLane]):
         if lane.busy and answer.status != Status.DEADLINE_EXCEEDED:  # that says nothing of how many it can do
             lane.answered(out, self._world.monotonic())
         self._settle(lane, answer.number, answered=answer.status != Status.OVERLOADED)
+        if lane.refused:
+            self._refuse(lane)
         if not out.done.done():
             out.done.set_result(answer)
 

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 PACE_FIRST = 8
 """Commands under way before anything is known about an entity: a quick one has a hundred after two round trips."""
-MARGIN = 1.25
+MARGIN = 1.1
 """Time left that a command must have, as a multiple of what it should take: the rate is that of a moment ago."""
 PACE_S = 0.5
 """What is under way to one entity should be answered within this. A window of 1,024 numbers then lets the others of its

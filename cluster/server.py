@@ -90,7 +90,8 @@ class ServerConnection(Connection):
 
     def reply(self, call: Call, message: Answer | Moved | OutOfOrder) -> None:
         self.send(message)
-        self.forget(call)
+        if self._grant.give_back(len(call.arguments)):
+            self.send(self._grant.credit())
 
     def forget(self, call: Call) -> None:
         if self._grant.give_back(len(call.arguments)):
