@@ -56,6 +56,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Silence after which a ping is sent; three unanswered ones close the connection (a half-open peer)."""
     command_timeout_s: float = 10.0
     """A command's deadline unless the caller names one."""
+    verdict_s: float = 0.5
+    """How long after the deadline of a command that was sent its caller waits for the host to say whether it ran; never
+    longer than the time-out once more. A host looks for what expired every 0.1 s, and the answer takes its way: a
+    busy host or client has some turns of its loop left for it."""
 
     # ---- the host
     mailbox_commands_max: int = 1000

@@ -182,7 +182,12 @@ class Host:
             lost=lambda shard: self.ownership.close(shard),  # noqa: PLW0108 - made below
         )
         self.budget = Budget(
-            self.shards, settings, world, lambda: self.commits.uncommitted_bytes, lambda: self._turns.held
+            self.shards,
+            settings,
+            world,
+            uncommitted=lambda: self.commits.uncommitted_bytes,
+            stuck=lambda: self._turns.held,
+            expired=self._performer.expired,
         )
         self._intake = Intake(
             kinds=kinds,

@@ -41,6 +41,8 @@ from .window import Known
 
 log = logging.getLogger("atoll.host")
 
+_EXPIRED = b"the deadline passed before the command's turn came; it did not run"
+
 
 class Metered:
     """Awaits a turn, and tells how long each of its steps took; what it waits for is not counted."""
@@ -369,6 +371,7 @@ class TurnPerformer:
             if not self._owed.is_current(resident, pending):
                 return False
         elif call.number < pending.window.floor:
+            pending.given_up()
             return False
         if call.command_id and not pending.handler.is_query:
             known = resident.shard.named.get((call.kind, call.id, call.command_id))
@@ -376,10 +379,16 @@ class TurnPerformer:
                 self._repeat(resident, pending, known)
                 return False
         if now >= pending.deadline:
-            message = b"the deadline passed before the command's turn came; it did not run"
-            self._answer(resident, pending, Status.DEADLINE_EXCEEDED, message)
+            self.expired(resident, pending)
             return False
         return True
+
+    def expired(self, resident: Resident, pending: Pending) -> None:
+        """Its deadline passed before its turn. Unless its client has given it up meanwhile, it hears so."""
+        if pending.call.number < pending.window.floor:
+            pending.given_up()
+        else:
+            self._answer(resident, pending, Status.DEADLINE_EXCEEDED, _EXPIRED)
 
     def _must_look_up(self, resident: Resident, pending: Pending) -> bool:
         """Only the tables can tell whether its command ID was done before."""
@@ -448,7 +457,7 @@ class TurnPerformer:
         pending.send_back(Status.OVERLOADED, message)
         for other in [other for other in resident.waiting() if other.client == pending.client and not other.owed]:
             other.window.bounce(other.call.number)
-            other.peer.send(OutOfOrder(other.call.shard, other.call.number, other.call.sender))
+            other.reply(OutOfOrder(other.call.shard, other.call.number, other.call.sender))
             resident.remove(other)
 
     def _answer(
@@ -470,6 +479,7 @@ class TurnPerformer:
         """
         call, window, shard = pending.call, pending.window, resident.shard
         if shard.phase is Phase.CLOSED:
+            pending.given_up()
             return  # lost while it ran: nothing of it may be staged; the client asks the new owner
         answer = Answer(call.shard, call.number, status, payload, call.sender)
         if (

@@ -154,6 +154,12 @@ class SimCluster:
     def addresses(self) -> list[str]:
         return [self.running[i].address for i, process in self.hosts.items() if process.life.value != "dead"]
 
+    def unanswered(self) -> tuple[int, int]:
+        """Of all hosts that run: calls and bytes that take room in a window."""
+        running = [self.running[i].server for i, process in self.hosts.items() if process.life.value == "running"]
+        commands, sizes = zip(*(server.unanswered for server in running), strict=True)
+        return sum(commands), sum(sizes)
+
     async def discover(self) -> list[str]:
         await asyncio.sleep(0.01)
         return self.addresses()
