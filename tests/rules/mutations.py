@@ -1057,11 +1057,19 @@ MUTATIONS = [
     ),
     Mutation(
         "M13",
-        "the bound between two looks",
+        "the bound when a query went idle",
         "sharding/leaving.py",
         "            self._make_room(now, self._active_max)\n",
         "            pass\n",
         RESTING + "test_a_scan_over_cold_entities_keeps_the_bound_at_every_instant",
+    ),
+    Mutation(
+        "M13",
+        "the bound when a command became durable",
+        "sharding/leaving.py",
+        "            self._make_room(self._world.monotonic(), self._active_max)\n",
+        "            pass\n",
+        RESTING + "test_who_is_not_durable_yet_is_kept",
     ),
     Mutation(
         "M13",
