@@ -61,7 +61,7 @@ class Leaving:
 
     def __len__(self) -> int:
         """Entities in memory that are not at work."""
-        return len(self._idle) + len(self._staying) + self._resting.count
+        return len(self._idle.residents) + len(self._staying.residents) + self._resting.count
 
     @property
     def resting(self) -> int:
@@ -73,18 +73,15 @@ class Leaving:
         """Its mailbox is empty."""
         resident.scheduled = False
         resident.lane = NORMAL_LANE
-        if resident.shard.phase is Phase.CLOSED:
-            self._left_behind(resident)
-            return
-        if self._staying:
+        if self._staying.residents:
             self._staying.forget(resident)
         now = self._world.monotonic()
         self._idle.used(resident, now)
-        if len(self) > self._active_max:
+        if resident.ticket <= self._commits.committed and len(self) > self._active_max:
             self._make_room(now, self._active_max)
 
     def committed(self) -> None:
-        """More is durable."""
+        """More is durable: of who went idle before that, too."""
         if len(self) > self._active_max:
             self._make_room(self._world.monotonic(), self._active_max)
 
@@ -177,6 +174,9 @@ class Leaving:
 
     def _rest(self, resident: Resident) -> None:
         activation, shard = resident.activation, resident.shard
+        if shard.phase is Phase.CLOSED:  # it was at work when that happened
+            self._left_behind(resident)
+            return
         if activation is None:
             self._drop(resident)
             return

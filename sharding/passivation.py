@@ -12,19 +12,16 @@ from .resident import Resident
 
 class IdleList:
     def __init__(self) -> None:
-        self._residents: OrderedDict[Resident, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._residents)
+        self.residents: OrderedDict[Resident, None] = OrderedDict()
 
     def used(self, resident: Resident, now: float) -> None:
         """Its mailbox has just become empty."""
         resident.used = float("-inf") if resident.leaving else now
-        self._residents[resident] = None
-        self._residents.move_to_end(resident, last=not resident.leaving)
+        self.residents[resident] = None
+        self.residents.move_to_end(resident, last=not resident.leaving)
 
     def forget(self, resident: Resident) -> None:
-        self._residents.pop(resident, None)
+        self.residents.pop(resident, None)
 
     def oldest(self, now: float, committed: int) -> Resident | None:
         """The one that was used least recently. None: there is none, or what it shows is not committed.
@@ -32,7 +29,7 @@ class IdleList:
         Those at work that stand before it are taken off the list: they come back when they are idle again. Those with
         work that waits elsewhere count as used now.
         """
-        residents = self._residents
+        residents = self.residents
         while residents:
             resident = next(iter(residents))
             if resident.scheduled:
@@ -53,6 +50,6 @@ class IdleList:
             resident = self.oldest(now, committed)
             if resident is None or resident.used > before:
                 break
-            del self._residents[resident]
+            del self.residents[resident]
             taken.append(resident)
         return taken

@@ -34,7 +34,7 @@ def test_who_was_idle_for_long_is_taken_oldest_first() -> None:
     assert taken(idle, 1.0) == ["b"]
     assert taken(idle, 3.0, at_most=1) == ["c"]
     assert taken(idle, 3.0) == ["a"]
-    assert len(idle) == 0
+    assert not idle.residents
 
 
 def test_who_asked_to_leave_is_taken_at_once() -> None:
