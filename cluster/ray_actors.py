@@ -178,7 +178,7 @@ class HostActor:
             **self.info(),
             "shards": len(host.shards),
             "shards_in_all": host.settings.shards,
-            "entities": sum(len(shard.residents) for shard in list(host.shards.values())),
+            "entities": host.entities,
             "lease_valid": host.lease.valid(),
             "connections": running.server.connections,
             "log_row": host.commits.n,

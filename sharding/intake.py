@@ -175,7 +175,7 @@ class Intake:
         if kind is None or handler is None:
             self._refuse(peer, client, call, shard, window, self._unknown(call, kind))
             return
-        key = (call.kind, call.id)
+        key = (kind.name, call.id)  # not the call's own string: an entity's key lives long
         told = call.mode == Mode.TELL
         if call.chain and not told and f"{call.kind}/{call.id}" in call.chain:
             cycle = " -> ".join((*call.chain, f"{call.kind}/{call.id}"))

@@ -29,6 +29,7 @@ from .asks import HandlerAsks, root_of
 from .commit import CommitPath
 from .gate import OutputGate
 from .hot import HotEntities
+from .leaving import Leaving
 from .log_fields import of_command, of_entity
 from .messages import Answer, OutOfOrder
 from .owed import Owed
@@ -91,10 +92,9 @@ class TurnPerformer:
         resources: Any,
         asker: Caller | None,
         ready: Callable[[Resident], None],
-        idle: Callable[[Resident], None],
+        leaving: Leaving,
     ) -> None:
-        """`asker`: carries what handlers ask of other entities. `ready`: schedule it again. `idle`: its mailbox is
-        empty now."""
+        """`asker`: carries what handlers ask of other entities. `ready`: schedule it again."""
         self._store = store
         self._commits = commits
         self._gate = gate
@@ -109,7 +109,7 @@ class TurnPerformer:
         self._resources = resources
         self._asker = asker
         self._ready = ready
-        self._idle = idle
+        self._leaving = leaving
         self.hot = HotEntities(world.random.random)
         self.held = False
         """No turn begins, also of entities that were being loaded."""
@@ -150,6 +150,8 @@ class TurnPerformer:
             if backlog is not None and backlog.holds_up(pending):
                 backlog.parked[pending.client].append(mailbox.popleft())
                 continue
+            if activation is None:
+                activation = self._woken(resident)
             if activation is None or pending.handler.is_async or pending.suspect:
                 return False
             if pending.call.command_id and self._must_look_up(resident, pending):
@@ -172,8 +174,22 @@ class TurnPerformer:
                 self._finish(resident, pending, result, turn)
         if resident.backlog is not None:
             self.paging.resumed(resident)
-        self._idle(resident)
+        self._leaving.idle(resident)
         return True
+
+    def _woken(self, resident: Resident) -> Activation | None:
+        """Made again, if it was at rest. None: it has to be loaded."""
+        stored = self._leaving.wake(resident)
+        if stored is None:
+            return None
+        try:
+            resident.activation = self._made(resident, stored)
+        except CorruptRecord:
+            log.exception("what rested of %s/%s cannot be used: it is loaded", *resident.key, extra=of_entity(resident))
+        return resident.activation
+
+    def _made(self, resident: Resident, stored: StoredEntity) -> Activation:
+        return Activation(resident.kind, resident.key[1], stored, self._settings, self._resources, self._app_name)
 
     def _closed(self, resident: Resident) -> bool:
         """The shard is gone: whoever took it away has answered the mailbox."""
@@ -314,7 +330,7 @@ class TurnPerformer:
         kind, id = resident.key
         try:
             stored = await self._stored(resident) if resident.kind.durable else StoredEntity()
-            activation = Activation(resident.kind, id, stored, self._settings, self._resources, self._app_name)
+            activation = self._made(resident, stored)
             turn = Turn(self._world.wall_ms(), self._settings.command_timeout_s)
             await activation.on_activate(turn)
         except Exception as error:

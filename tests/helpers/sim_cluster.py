@@ -31,6 +31,7 @@ SETTINGS = {
     "checkpoint_commands": 50,
     "uncheckpointed_commands_max": 200,
     "snapshot_every": 5,
+    "rest_idle_s": 0.2,
     "passivate_idle_s": 1.0,
     "table_write_rows": 3,
     "shard_window": 16,
