@@ -59,7 +59,7 @@ def status(app_name: str) -> dict[str, Any]:
     """Hosts and shards: from each host that answers, and from the store through the coordinator.
 
     Returns `app`, `version` (the one that is wanted; None when the coordinator does not answer), `shards` (in all),
-    `served`, `hosts` (each with `incarnation`, `address`, `node`, `version`, `state`, and if it answers `pid`,
+    `served`, `hosts` (each with `incarnation`, `address`, `node`, `version`, `state`, and if it answers `pid`, `kinds`,
     `shards`, `entities`, `lease_valid`, `connections`, `log_row`, `checkpoints`,
     `hot`: see `Host.hot`), `moves` (under way: `shard`, `from`, `to`, `why`, `since_s`), `pins` (each a `PinState`, and
     whether the shard is `alone`), `url`, `token_file`, `coordinator` (it answers) and `problem` (what it knows to be

@@ -67,6 +67,7 @@ SHELLS: dict[str, tuple[str, ...]] = {
     # an export is a file, which is there when it is complete
     "cluster.store_export": ("os", "pathlib", "tempfile"),
     "cluster.draining": ("time",),
+    "cluster.pinning": ("time",),
     "cluster.ray_status": ("time",),
     "cluster.signals": ("signal", "threading"),
     "cluster.starting": ("asyncio.run", "pathlib", "secrets", "time"),
@@ -101,6 +102,7 @@ DECISIONS = (
     "persistence.table_rows",
     "persistence.tables",
     "sharding.allocation",
+    "sharding.pinning",
     "sharding.coordinator",
     "sharding.gate",
     "sharding.hashing",
