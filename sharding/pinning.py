@@ -12,8 +12,8 @@ are shards like all others until there is room. So are all when only one host is
 **Which host.** The one on the wanted node, if that may have shards and is not another pin's; then any. Any is the one
 that takes the fewest moves until the shard is alone, so mostly where it is, or an empty host that just joined; of equal
 ones the newest code, then the least loaded. Nothing is remembered between rounds: what was begun has become the choice
-of the fewest moves, and a shard that is alone keeps its host while there is room for one such shard at all. So a pin
-moves nothing twice.
+of the fewest moves, and a shard that is alone keeps its host while there is room for one such shard at all. So plans
+come to an end, and nothing goes back and forth.
 """
 
 from __future__ import annotations
