@@ -67,6 +67,7 @@ pending = st.fixed_dictionaries(
         "timers_cleared": unique(keys, lambda key: key),
         "dead_letters": unique(st.builds(letter, numbers, ids), lambda row: row.number),
         "letters_gone": unique(numbers, lambda number: number),
+        "named_gone": unique(st.tuples(st.just(KIND), ids, ids), lambda name: name),
     },
 )
 ends = st.tuples(st.integers(0, 6), st.lists(ids, max_size=4), st.sampled_from([False, False, False, True]))
