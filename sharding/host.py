@@ -13,6 +13,7 @@ and whoever runs it ends the process. There is no state to save on the way out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -99,6 +100,8 @@ class Host:
         self.settings = settings
         self.pressure = Pressure.NONE
         """How full this process's memory is."""
+        self._memory_full = asyncio.Event()
+        """It was seen to be: entities leave now, and not with the next look."""
         self._store_failing = False
         self._hot_shards: list[tuple[float, int]] = []
         self.shards: dict[int, OwnedShard] = {}
@@ -364,6 +367,8 @@ class Host:
     def memory_seen(self, share: float) -> None:
         """This share of the memory that it may take is taken by this host's process."""
         level = pressure(share, self.pressure)
+        if level is not Pressure.NONE:
+            self._memory_full.set()
         if level is self.pressure:
             return
         told = about(incarnation=self.incarnation)
@@ -380,7 +385,10 @@ class Host:
 
     async def _passivate_idle(self) -> None:
         while True:
-            await asyncio.sleep(PASSIVATION_LOOK_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(PASSIVATION_LOOK_S):
+                    await self._memory_full.wait()
+            self._memory_full.clear()
             now = self._world.monotonic()
             idle = self._idle_list
             idle.active_max = active_max(self.pressure, len(idle), self.settings.active_entities_max)
