@@ -13,6 +13,7 @@ and whoever runs it ends the process. There is no state to save on the way out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
@@ -364,6 +365,7 @@ class Host:
         """This share of the memory that it may take is taken by this host's process."""
         before = self._leaving.pressure
         level = pressure(share, before)
+        self._leaving.under(level)
         if level is before:
             return
         told = about(incarnation=self.incarnation)
@@ -375,7 +377,6 @@ class Host:
             before.name,
             extra=told,
         )
-        self._leaving.pressure = level
         self.budget.shrink(BUDGETS[level])
 
     @property
