@@ -30,13 +30,16 @@ from ..actors.errors import (
 from ..actors.logs import about
 from ..actors.settings import Settings
 from ..sharding.hashing import shard_of
-from ..sharding.messages import Answer
+from ..sharding.messages import Answer, Confirm
 from ..sharding.table import ShardTable
 from .carrier import Carrier, Discover, log
 from .deadlines import Deadlines
 from .lanes import CommandLane, OutgoingCommand
 from .link import Access, Link
 from .wire import Role
+
+CONFIRM_S = 1.0
+"""How long a shard's host waits to hear that all is answered, when no further command tells it."""
 
 SESSION_EXPIRED = "the client's session expired while the command was under way"
 
@@ -58,6 +61,7 @@ class Client(Carrier[CommandLane]):
         self._rejections = rejections
         self._pid = os.getpid()
         self._deadlines = Deadlines(access.world, self._late)
+        self._confirming: asyncio.TimerHandle | None = None
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
@@ -97,6 +101,8 @@ class Client(Carrier[CommandLane]):
         """Close the connections. Commands still under way end with `OutcomeUnknown` (or `Unavailable`, never sent)."""
         self._hang_up()
         self._deadlines.stop()
+        if self._confirming is not None:
+            self._confirming.cancel()
         for lane in self._lanes.values():
             for out in [*lane.unanswered.values(), *lane.waiting()]:
                 self._give_up(lane, out, "the client was closed")
@@ -194,8 +200,26 @@ class Client(Carrier[CommandLane]):
         self._settle(lane, answer.number, answered=answer.status != Status.OVERLOADED)
         if lane.refused:
             self._refuse(lane)
+        if self._confirming is None:
+            self._confirm_later()
         if not out.done.done():
             out.done.set_result(answer)
+
+    def _confirm(self) -> None:
+        """Tell hosts what they need not remember any more. A busy shard's calls say it; looks end with the traffic."""
+        self._confirming = None
+        floors: dict[Link, list[tuple[int, int]]] = {}
+        for lane in self._lanes.values():
+            if lane.unconfirmed and lane.link is not None:
+                lane.confirmed = lane.floor
+                floors.setdefault(lane.link, []).append((lane.shard, lane.floor))
+        for link, confirmed in floors.items():
+            link.send(Confirm(tuple(confirmed)))
+        if any(lane.unanswered for lane in self._lanes.values()):
+            self._confirm_later()
+
+    def _confirm_later(self) -> None:
+        self._confirming = self._loop.call_later(CONFIRM_S, self._confirm)
 
     # ---- giving up -------------------------------------------------------------------------------------------------
 

@@ -245,7 +245,7 @@ class Lane(ABC, Generic[Out]):
 class CommandLane(Lane[OutgoingCommand]):
     """A client's commands to one shard."""
 
-    __slots__ = ("_backlog_first", "_ready", "busy", "refused")
+    __slots__ = ("_backlog_first", "_ready", "busy", "confirmed", "refused")
 
     def __init__(self, shard: int) -> None:
         super().__init__(shard)
@@ -254,6 +254,8 @@ class CommandLane(Lane[OutgoingCommand]):
         """Busy entities for whose commands there may be room."""
         self._backlog_first = True
         """Busy entities and the backlog take turns."""
+        self.confirmed = 1
+        """The floor that the shard's host was told last."""
         self.refused: list[tuple[OutgoingCommand, float]] = []
         """Taken out of what waits, since there is not time enough for them; and how many seconds they would wait."""
 
@@ -343,6 +345,11 @@ class CommandLane(Lane[OutgoingCommand]):
     def waits(self) -> bool:
         return bool(self.backlog or self.resend or self._ready)
 
+    @property
+    def unconfirmed(self) -> bool:
+        """Nothing is under way, and the host does not know that all is answered."""
+        return not self.unanswered and self.confirmed < self.floor
+
     def waiting(self) -> list[OutgoingCommand]:
         """All that has not entered, those to one entity in order."""
         return [*(out for pace in self.busy.values() for out in pace.waiting), *self.backlog]
@@ -381,6 +388,7 @@ class CommandLane(Lane[OutgoingCommand]):
     def call(self, out: OutgoingCommand, now: float, prev: int) -> Call:
         out.attempts += 1
         out.outstanding += 1
+        self.confirmed = self.floor
         request = out.request
         return Call(
             self.shard,

@@ -1250,6 +1250,22 @@ MUTATIONS = [
         BUDGET + "test_less_is_granted_as_the_budget_fills_and_honest_clients_wait",
     ),
     Mutation(
+        "J17",
+        "sending back what comes when replies are at their bound",
+        "sharding/intake.py",
+        "if self._budget.replies_full and not (",
+        "if False and not (",
+        BUDGET + "test_replies_that_nobody_confirms_are_bounded_in_bytes",
+    ),
+    Mutation(
+        "J17",
+        "forgetting what an idle client confirmed",
+        "sharding/intake.py",
+        "                window.raise_floor(floor)\n",
+        "                pass\n",
+        BUDGET + "test_an_idle_client_says_that_it_has_all_its_answers",
+    ),
+    Mutation(
         "M14",
         "sending again what was held",
         "cluster/carrier.py",
