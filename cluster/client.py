@@ -33,7 +33,7 @@ from ..sharding.hashing import shard_of
 from ..sharding.messages import Answer, Confirm
 from ..sharding.table import ShardTable
 from .carrier import Carrier, Discover, log
-from .deadlines import Deadlines
+from .deadlines import LOOK_S, Deadlines
 from .lanes import CommandLane, OutgoingCommand
 from .link import Access, Link
 from .wire import Role
@@ -155,7 +155,7 @@ class Client(Carrier[CommandLane]):
     def _lane(self, shard: int) -> CommandLane:
         lane = self._lanes.get(shard)  # the shard is the lane's key (lanes.py)
         if lane is None:
-            lane = self._lanes[shard] = CommandLane(shard)
+            lane = self._lanes[shard] = CommandLane(shard, self._deadlines.lag)
         return lane
 
     def _width(self, settings: Settings) -> int:
@@ -264,9 +264,10 @@ class Client(Carrier[CommandLane]):
         """Its deadline passed. What was sent may have run or not: whoever knows is given a moment to say it."""
         request, now = out.request, self._world.monotonic()
         timeout_s = self._settings.command_timeout_s if request.timeout_s is None else request.timeout_s
-        verdict_s = min(self._settings.verdict_s, timeout_s)
-        if out.outstanding and not request.query and now < out.deadline + verdict_s:
-            out.gives_up = out.deadline + verdict_s
+        if out.outstanding and not request.query and out.gives_up == out.deadline:
+            verdict_s = min(self._settings.verdict_s, timeout_s)
+            # A loop that is late itself first reads what has come.
+            out.gives_up = max(out.deadline + verdict_s, now + LOOK_S)
             self._deadlines.watch(verdict_s, out)
         else:
             self._give_up(self._lane(shard_of(request.id, self._shards)), out, f"no answer within {timeout_s:g} s")
