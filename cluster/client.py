@@ -39,7 +39,7 @@ from .link import Access, Link
 from .wire import Role
 
 CONFIRM_S = 1.0
-"""How long a shard's host waits to hear that all is answered, when no further command tells it."""
+"""Between two looks for shards whose host does not know yet that all is answered, and that no further call tells."""
 
 SESSION_EXPIRED = "the client's session expired while the command was under way"
 
