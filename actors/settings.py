@@ -70,6 +70,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     queued_bytes_max: int = 128 << 20
     """Of one host: commands that wait for their turn, and what is staged and not durable. Above half of it a peer with
     more than its share is not read from, above it nobody is, until there is room. Eight full connection windows."""
+    replies_bytes_max: int = 256 << 20
+    """Of one host: recorded replies that its clients have not confirmed, in memory for a repeat. Above it a client may
+    run only the lowest number of each shard that it lacks an answer for, until it confirms the others: one reply more
+    for each of them at most. Seen every 0.1 s."""
     unsent_bytes_max: int = 256 << 20
     """Of one host: answers that its peers do not take. Above it, the connection with the most is closed."""
     uncommitted_commands_max: int = 20_000

@@ -3,7 +3,7 @@
 Structs are MessagePack arrays [tag, field, ...]; a field may only be appended, with a default. Both ends check the
 protocol version in the handshake.
 
-    client -> host         Call, Ping
+    client -> host         Call, Confirm, Ping
     host -> client         Answer, Moved, OutOfOrder, TableUpdate, Credit, Pong
     coordinator -> host    Poke, Ping
     host -> coordinator    Poke (the ownership rows changed), Load
@@ -126,7 +126,15 @@ class Load(msgspec.Struct, array_like=True, tag=11, gc=False):
     """(shard, microseconds of CPU in that interval)"""
 
 
-Message = Call | Answer | Moved | OutOfOrder | TableUpdate | Credit | Goodbye | Ping | Pong | Poke | Load
+class Confirm(msgspec.Struct, array_like=True, tag=12, gc=False):
+    """Floors of shards in which the client has nothing under way: no call will tell them for now, and the replies below
+    them need not be remembered. A hint: what is lost is told by the next call."""
+
+    floors: tuple[tuple[Natural, Natural], ...]
+    """(shard, floor)"""
+
+
+Message = Call | Answer | Moved | OutOfOrder | TableUpdate | Credit | Goodbye | Ping | Pong | Poke | Load | Confirm
 
 
 class Peer(Protocol):
