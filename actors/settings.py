@@ -96,14 +96,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The same in time: handlers that take a millisecond each give way after a few."""
     snapshot_every: int = 100
     """Events after which an event-sourced entity's record carries its whole state: bounds activation."""
-    rest_idle_s: float = 5.0
+    rest_idle_s: float = 2.0
     """An entity without commands is kept as its encoded state after this, unless it has hooks or attributes besides its
-    fields. That takes a fifth of the memory, and some 20 us of its next command."""
+    fields. That takes a fifth of the memory, and 5 us of its next command."""
     passivate_idle_s: float = 600.0
     """An entity without commands leaves memory after this, one at rest up to an eighth later."""
     active_entities_max: int = 200_000
-    """Above this the least recently used leave memory (FILL bytes each at rest, about 1-2 KB else). Who is at work, or
-    not durable yet, is not counted."""
+    """Above this the least recently used leave memory: 400 bytes each at rest, about 2 KB else. Who is at work, or not
+    durable yet, stays until it no longer is."""
 
     memory_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
     """What a host's process may take. From 80 % on entities leave memory and less may wait, from 90 % on much less.

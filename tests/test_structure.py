@@ -111,6 +111,7 @@ DECISIONS = (
     "sharding.passivation",
     "sharding.pressure",
     "sharding.ready",
+    "sharding.resting",
     "sharding.table",
     "sharding.window",
     "cluster.handshake",
