@@ -13,7 +13,6 @@ and whoever runs it ends the process. There is no state to save on the way out.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
