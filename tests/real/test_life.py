@@ -78,7 +78,7 @@ def nothing_runs(nodes: RayNodes, timeout_s: float = 10.0) -> bool:
 
 def test_start_returns_when_every_shard_is_served_and_status_shows_it(running: RunningApp, cli: CommandLine) -> None:
     """A host on every node, each with its share of the shards; the same from `--json` and for the eye, uncut."""
-    found = running.status()
+    found = cli.asked("status", "under-test")
     assert found["served"] == found["shards"] == 256
     assert sorted(host["shards"] for host in found["hosts"]) == [85, 85, 86]
     assert {host["node"] for host in found["hosts"]} == {node.node_id for node in running.nodes.nodes}

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,13 @@ from running_app import RunningApp
 from three_nodes import RayNodes
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(200)]
+
+
+@pytest.fixture(scope="module")
+def ray_nodes() -> Iterator[RayNodes]:
+    """Of this module alone: one of them is killed."""
+    with RayNodes.start(3) as nodes:
+        yield nodes
 
 
 @pytest.fixture
@@ -62,14 +70,15 @@ async def test_a_cluster_that_ended_goes_on_from_its_store(tmp_path: Path, seed:
         with RayNodes.start(2) as nodes:  # whatever still runs on them is SIGKILLed in the end
             cli = CommandLine(tmp_path, nodes.address)
             await asyncio.to_thread(cli.start)
-            async with RunningApp(nodes, cli).connected(hosts=2) as cluster:
-                for load in lives:
-                    await load.check(cluster)
-                if life == "last":
-                    break
-                lives.append(AppendLoad(cluster, seed + len(lives), ledgers=100))
-                async with lives[-1] as load:
-                    await load.answered(500)
+            with RunningApp(nodes, cli) as running:
+                async with running.connected(hosts=2) as cluster:
+                    for load in lives:
+                        await load.check(cluster)
+                    if life == "last":
+                        break
+                    lives.append(AppendLoad(cluster, seed + len(lives), ledgers=100))
+                    async with lives[-1] as load:
+                        await load.answered(500)
             if life == "stopped":
                 run = await asyncio.to_thread(cli.run, "stop", "under-test")
                 assert run.stdout == "under-test is stopped\n", run.stderr
