@@ -33,7 +33,7 @@ from atoll.cluster.system import SystemWorld
 from atoll.cluster.token import Token, make_token_file
 from atoll.persistence.open import open_store
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 """A host is up in about half a second; on a machine under load it may take many times as long."""
 
 

@@ -364,6 +364,7 @@ class Host:
         """This share of the memory that it may take is taken by this host's process."""
         before = self._leaving.pressure
         level = pressure(share, before)
+        self._leaving.memory_seen(level)
         if level is before:
             return
         told = about(incarnation=self.incarnation)
@@ -375,7 +376,6 @@ class Host:
             before.name,
             extra=told,
         )
-        self._leaving.pressure = level
         self.budget.shrink(BUDGETS[level])
 
     @property

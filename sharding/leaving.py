@@ -57,7 +57,9 @@ class Leaving:
         self._hook_due = asyncio.Event()
         self._hooks = asyncio.Semaphore(HOOKS_MAX)
         self.pressure = Pressure.NONE
-        """How full this process's memory is. Set by the host."""
+        """How full this process's memory is."""
+        self._memory_full = False
+        """Since the last look it was seen to be."""
 
     def __len__(self) -> int:
         """Entities in memory that are not at work."""
@@ -88,6 +90,13 @@ class Leaving:
     def wake(self, resident: Resident) -> StoredEntity | None:
         """What it is made from again, if it rests here."""
         return self._resting.take(resident.shard, resident.key)
+
+    def memory_seen(self, level: Pressure) -> None:
+        """While it is full there is a look as often as this is told."""
+        self.pressure = level
+        if level is not Pressure.NONE:
+            self._memory_full = True
+            self._hook_due.set()
 
     def closed(self, shard: OwnedShard) -> None:
         """It is not ours any more: its entities leave, those with a hook in good order."""
@@ -135,7 +144,11 @@ class Leaving:
             try:
                 async with asyncio.timeout(LOOK_S):
                     await self._hook_due.wait()
+                look = self._memory_full
             except TimeoutError:
+                look = True
+            if look:
+                self._memory_full = False
                 await self._look(self._world.monotonic())
             await self._run_hooks(self._active_max)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from append_load import AppendLoad
 from command_line import APPS, CommandLine
 from luck import Luck
+from postgres_databases import PostgresDatabases
 from postgres_server import PostgresServer
 from running_app import RunningApp
 from three_nodes import RayNodes
@@ -22,10 +22,10 @@ PASSWORD = "c0ral-reef"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    with PostgresServer.start() as server:
-        server.create_database(APP)
-        yield server
+def server(postgres_databases: PostgresDatabases) -> PostgresServer:
+    """With an empty database."""
+    postgres_databases.server.create_database(APP)
+    return postgres_databases.server
 
 
 def names(path: Path, word: str) -> bool:
