@@ -85,7 +85,7 @@ async def test_a_pinned_shard_has_its_node_for_itself_and_its_host_is_killed(run
             pinned = await asyncio.to_thread(cli.asked, *arguments)
             assert (pinned["alone"], pinned["at"], pinned["host"]) == (True, node.node_id, victim["incarnation"])
             slowest = max(sent.took_s(time.monotonic()) for sent in load.sent if sent.ended >= began)
-            assert slowest < SLOWEST_S, f"seed {seed}: slowest append {slowest * 1000:.0f} ms"
+            assert slowest < SOON_S, f"seed {seed}: slowest append {slowest * 1000:.0f} ms"
             os.kill(victim["pid"], signal.SIGKILL)
             again = await asyncio.to_thread(running.until, lambda found: pin_is_kept(found, victim["incarnation"]))
             assert again["pins"][0]["at"] == node.node_id
