@@ -364,7 +364,7 @@ class Host:
         """This share of the memory that it may take is taken by this host's process."""
         before = self._leaving.pressure
         level = pressure(share, before)
-        self._leaving.under(level)
+        self._leaving.memory_seen(level)
         if level is before:
             return
         told = about(incarnation=self.incarnation)

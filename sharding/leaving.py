@@ -92,6 +92,13 @@ class Leaving:
         """What it is made from again, if it rests here."""
         return self._resting.take(resident.shard, resident.key)
 
+    def memory_seen(self, level: Pressure) -> None:
+        """While it is full there is a look as often as this is told."""
+        self.pressure = level
+        if level is not Pressure.NONE:
+            self._full = True
+            self._due.set()
+
     def closed(self, shard: OwnedShard) -> None:
         """It is not ours any more: its entities leave, those with a hook in good order."""
         self._resting.close(shard)
@@ -130,13 +137,6 @@ class Leaving:
             self._forget(resident)
             self._drop(resident)
         return True
-
-    def under(self, pressure: Pressure) -> None:
-        """The memory was looked at."""
-        self.pressure = pressure
-        if pressure is not Pressure.NONE:
-            self._full = True
-            self._due.set()
 
     # ---- looks -----------------------------------------------------------------------------------------------------
 

@@ -25,8 +25,8 @@ from atoll.sharding.hashing import shard_of
 from atoll.sharding.messages import Answer, Call
 
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
-AT_ONCE = 50
-"""Handshakes under way: fewer than a host takes (server.UNPROVED_MAX)."""
+AT_ONCE = 16
+"""Handshakes under way: fewer than a host takes (server.UNPROVED_MAX), and than it does in their time when it is busy."""
 CONNECTION_BYTES = 20_000
 """What an open connection may cost a host. (Measured: 5,500.)"""
 NOISE_MIB = 24

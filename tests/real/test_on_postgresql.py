@@ -28,10 +28,18 @@ def server(postgres_databases: PostgresDatabases) -> PostgresServer:
     return postgres_databases.server
 
 
+@pytest.fixture
+def stopped_in_the_end(cli: CommandLine) -> Iterator[None]:
+    """Nothing runs on the nodes when others get them."""
+    yield
+    cli.run("stop", APP)
+
+
 def names(path: Path, word: str) -> bool:
     return word in path.read_text(errors="replace")
 
 
+@pytest.mark.usefixtures("stopped_in_the_end")
 async def test_an_app_lives_on_postgresql(ray_nodes: RayNodes, server: PostgresServer, cli: CommandLine) -> None:
     """S07, S15: without its tables the start is refused and says how to make them; then it serves. A drain under load
     costs no append; after a stop and another start every entity goes on where it stood. The password of the URL is in
