@@ -549,7 +549,7 @@ MUTATIONS = [
         "PR19",
         "pruning below the floor",
         "sharding/window.py",
-        "                entries.pop(number, None)\n        else:",
+        "                self._gone(entries.pop(number, None))\n        else:",
         "                pass\n        else:",
         ONCE + "test_raising_the_floor_forgets_in_memory_and_in_the_tables",
     ),
