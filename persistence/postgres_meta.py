@@ -1,4 +1,4 @@
-"""What a PostgreSQL store says of itself: schema version, app, shard count, stripe, and the life of the server it lives in.
+"""What a PostgreSQL store says of itself: schema version, app, shard count, stripe, and the life of its server.
 
 A standby that is promoted may lack the last commits of the server that it follows. Positions, seals and incarnations
 would go back, and be given out a second time: the one thing that nothing above could repair. PostgreSQL begins a new

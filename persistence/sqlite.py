@@ -46,7 +46,7 @@ from .spi import (
 )
 from .sqlite_backup import Backup
 from .sqlite_file import Database, check_file
-from .sqlite_folder import open_folder
+from .sqlite_folder import is_made, open_folder
 from .sqlite_history import read_commits, read_history
 from .sqlite_leases import Leases
 from .sqlite_log import OtherLogs, OwnLogs
@@ -118,7 +118,7 @@ class SQLiteStore:
         self._shards, self._stripe, self._open = shards, found, threads
 
     async def exists(self) -> bool:
-        return self.folder.exists()
+        return is_made(self.folder)
 
     async def close(self) -> None:
         threads, self._open = self._open, None

@@ -74,6 +74,9 @@ _SHARED_FUSE = frozenset(
 )
 
 
+_OURS = frozenset({"leases.db", "tables.db", "logs", "machine"})
+
+
 class _Machine(msgspec.Struct, forbid_unknown_fields=True):
     machine: str
     boot: str
@@ -86,8 +89,7 @@ def open_folder(folder: Path, app: str, shards: int, stripe: Stripe = ONLY) -> N
     if shards < 1:
         raise ValueError(f"a store has at least one shard, not {shards}")
     stripe.shards(shards)
-    if folder.exists() and not folder.is_dir():
-        raise IncompatibleStore(f"{folder} is a file: an SQLite store is a folder, choose another path")
+    is_made(folder)
     _check_file_system(folder)
     if folder.is_dir():
         _check_machine(folder)
@@ -100,19 +102,33 @@ def open_folder(folder: Path, app: str, shards: int, stripe: Stripe = ONLY) -> N
     _write_machine(folder)
 
 
-def _create(folder: Path, app: str, shards: int, stripe: Stripe) -> None:
-    others = {"leases.db", "tables.db", "logs", "machine"}
+def is_made(folder: Path) -> bool:
+    """Whether the store is there. Raises `IncompatibleStore` for what is there and is none, `CorruptRecord` for what is
+    left of one."""
+    if tables_path(folder).exists() or not folder.exists():
+        return folder.exists()
+    if not folder.is_dir():
+        raise IncompatibleStore(f"{folder} is a file: an SQLite store is a folder, choose another path")
     try:
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
-        strangers = [entry.name for entry in folder.iterdir() if entry.name not in others and entry.name[0] != "."]
+        names = [entry.name for entry in folder.iterdir()]
+        logs = (folder / "logs").is_dir() and any((folder / "logs").iterdir())
     except OSError as error:
         raise StoreUnavailable(f"{folder}: {error.strerror}: the store could not be made there") from error
+    strangers = [name for name in names if name not in _OURS and name[0] != "."]
     if strangers and not leases_path(folder).exists():
         raise IncompatibleStore(f"{folder} holds other things ({strangers[0]}): choose an empty or a new folder")
-    if any((folder / "logs").iterdir()) and not tables_path(folder).exists():  # in this order: a log comes last
+    if logs and not tables_path(folder).exists():  # in this order: a log comes last
         raise CorruptRecord(
             f"{tables_path(folder)} is missing, though hosts have written here: restore the store from a backup"
         )
+    return False
+
+
+def _create(folder: Path, app: str, shards: int, stripe: Stripe) -> None:
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnavailable(f"{folder}: {error.strerror}: the store could not be made there") from error
     create_leases(folder)
     create_tables(folder, app, shards, stripe)
     sync_folder(folder)

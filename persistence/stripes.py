@@ -55,8 +55,8 @@ def check_stripe(found: Stripe, asked: Stripe, place: str) -> None:
         )
     if found.index != asked.index:
         raise IncompatibleStore(
-            f"{place} was made as {found.named}, and is named as number {asked.index + 1}: name all of them in the order "
-            "in which they were made"
+            f"{place} was made as {found.named}, and is named as number {asked.index + 1}: "
+            "name all of them in the order in which they were made"
         )
     if asked.family and found.family != asked.family:
         raise IncompatibleStore(

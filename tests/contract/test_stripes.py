@@ -61,7 +61,7 @@ async def test_a_stripe_that_is_named_as_another_is_refused(stores: Stores, aske
 async def test_a_store_that_is_alone_cannot_become_one_of_several(stores: Stores) -> None:
     """J13: the number of databases is fixed at creation."""
     await stores.open()
-    with pytest.raises(IncompatibleStore, match="was made as database 1 of 1, and 2 are named; .* name it alone"):
+    with pytest.raises(IncompatibleStore, match=r"was made as database 1 of 1, and 2 are named; .* name it alone"):
         await stores.open(stripe=Stripe(0, 2))
 
 

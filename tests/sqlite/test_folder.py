@@ -19,7 +19,6 @@ from atoll.persistence.sqlite import SQLiteStore
 from atoll.persistence.sqlite_file import SCHEMA_VERSION, check_library
 from atoll.persistence.sqlite_folder import file_system_of
 from atoll.persistence.sqlite_leases import create_leases
-from atoll.persistence.sqlite_file import SCHEMA_VERSION
 from atoll.persistence.sqlite_tables import create_tables
 
 Open = Callable[[], Awaitable[SQLiteStore]]
