@@ -95,7 +95,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     memory_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
     """What a host's process may take. From 80 % on entities leave memory and less may wait, from 90 % on much less.
-    0: the limit of its container, else the machine's memory. Set it where several hosts share either."""
+    0: the limit of its container, else the machine's memory; of either a part where an app has several databases, and
+    so a host for each. Set it where other hosts share them."""
 
     # ---- checkpoint, recovery, retention
     checkpoint_s: float = 5.0

@@ -202,7 +202,7 @@ async def _failover(name: str, store: str | None, pace: Pace, folder: Path, say:
 
 
 def _owner(cluster: Cluster, id: str) -> str:
-    route = cluster.client.table.route(shard_of(id, Settings().shards))
+    route = cluster.client.route(shard_of(id, Settings().shards))
     return "" if route is None else route.address
 
 

@@ -34,7 +34,7 @@ from ..actors.settings import Settings
 from ..persistence.stripes import ONLY, Stripe
 from ..sharding.hashing import shard_of
 from ..sharding.messages import Answer
-from ..sharding.table import ShardTable
+from ..sharding.table import Route, ShardTable
 from .carrier import Carrier, Discover, log
 from .deadlines import Deadlines
 from .lanes import CommandLane, OutgoingCommand
@@ -76,6 +76,10 @@ class Client(Carrier[CommandLane]):
     @property
     def table(self) -> ShardTable:
         return self._table
+
+    def route(self, shard: int) -> Route | None:
+        """Where that shard is served, as far as is known here."""
+        return self._table.route(shard)
 
     @property
     def client_id(self) -> int:

@@ -13,8 +13,9 @@ _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory
 """Of version 2 and of version 1: a container's own limit, below which it is ended."""
 
 
-def memory_limit(asked: int) -> int:
-    """Bytes that this process may use: `asked`, or if that is 0 its container's or its machine's memory."""
+def memory_limit(asked: int, hosts: int = 1) -> int:
+    """Bytes that this process may use: `asked`, or if that is 0 its share of its container's or its machine's memory,
+    where so many `hosts` have to do with it."""
     if asked:
         return asked
     limit = psutil.virtual_memory().total
@@ -23,12 +24,12 @@ def memory_limit(asked: int) -> int:
             limit = min(limit, int(path.read_text()))
         except (OSError, ValueError):
             continue  # not there, or "max"
-    return limit
+    return limit // hosts
 
 
-async def watch_memory(asked: int, seen: Callable[[float], None]) -> None:
+async def watch_memory(asked: int, hosts: int, seen: Callable[[float], None]) -> None:
     """Tell `seen` each second which share of its memory this process takes."""
-    limit, process = memory_limit(asked), psutil.Process()
+    limit, process = memory_limit(asked, hosts), psutil.Process()
     while True:
         seen(process.memory_info().rss / limit)
         await asyncio.sleep(LOOK_S)

@@ -69,7 +69,7 @@ async def standing_still(store: Store, app: str, settings: Settings, folder: Pat
         with tempfile.TemporaryDirectory(prefix=".atoll-export-", dir=folder) as temporary:
             await store.backup(Path(temporary) / "store", tell)
             copy = SQLiteStore(Path(temporary) / "store")
-            await copy.open(app, settings.shards)
+            await copy.open(app, settings.shards, store.stripe)
             try:
                 yield copy
             finally:

@@ -28,8 +28,7 @@ FAMILY_BYTES = 8
 def store_urls(app: App, asked: Sequence[str], environment: Mapping[str, str]) -> tuple[str, ...]:
     """`--store` over `ATOLL_STORE` over `App(store=...)` over SQLite in ./atoll-data/<app>. Raises `ValueError` for a
     database that is named twice, and for more than there can be."""
-    named = [url for part in environment.get(VARIABLE, "").split(SEPARATOR) if (url := part.strip())]
-    urls = tuple(asked or named or app.stores) or (f"sqlite:{Path('atoll-data', app.name).absolute()}",)
+    urls = tuple(asked or named_in(environment) or app.stores) or (f"sqlite:{Path('atoll-data', app.name).absolute()}",)
     if len(urls) > STRIPES_MAX:
         raise ValueError(f"{len(urls)} databases are named, an app has at most {STRIPES_MAX}")
     places: dict[str, str] = {}
@@ -39,6 +38,11 @@ def store_urls(app: App, asked: Sequence[str], environment: Mapping[str, str]) -
             raise ValueError(f"{shown(url)} and {shown(places[place])} are one database: name each of them once")
         places[place] = url
     return urls
+
+
+def named_in(environment: Mapping[str, str]) -> list[str]:
+    """What the variable names."""
+    return [url for part in environment.get(VARIABLE, "").split(SEPARATOR) if (url := part.strip())]
 
 
 def _place(url: str) -> str:

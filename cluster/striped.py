@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from ..actors.calls import Request
 from ..actors.stored import StoredMessage
 from ..sharding.hashing import shard_of
+from ..sharding.table import Route
 from .client import Client
 from .courier import HostCourier
 
@@ -46,6 +47,10 @@ class StripedClient:
     @property
     def app_name(self) -> str:
         return self._clients[0].app_name
+
+    def route(self, shard: int) -> Route | None:
+        """Where that shard is served, as far as is known here."""
+        return self._clients[shard % len(self._clients)].route(shard)
 
     async def call(self, request: Request) -> bytes:
         return await self._clients[shard_of(request.id, self._shards) % len(self._clients)].call(request)
