@@ -9,14 +9,13 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from ..actors.app import App
 from ..persistence.open import open_store
 from ..persistence.spi import Store
 from ..persistence.sqlite import SQLiteStore
 from ..persistence.stripes import ONLY, Stripe
-from ..persistence.urls import is_postgres, shown
+from ..persistence.urls import database, is_postgres, shown
 from ..sharding.messages import STRIPES_MAX
 
 VARIABLE = "ATOLL_STORE"
@@ -48,8 +47,7 @@ def named_in(environment: Mapping[str, str]) -> list[str]:
 def _place(url: str) -> str:
     """What the URL leads to, whoever comes by it. Two names of one server are told apart by the store itself."""
     if is_postgres(url):
-        parts = urlsplit(url)
-        return f"{parts.netloc.rpartition('@')[2].lower()}{parts.path}"
+        return database(url)
     store = open_store(url)
     return str(store.folder.resolve()) if isinstance(store, SQLiteStore) else url
 

@@ -9,6 +9,12 @@ def is_postgres(url: str) -> bool:
     return url.startswith(("postgresql://", "postgres://"))
 
 
+def database(url: str) -> str:
+    """Server and name of a PostgreSQL database, whoever logs in and with whichever options."""
+    parts = urlsplit(url)
+    return f"{parts.netloc.rpartition('@')[2].lower()}{parts.path}"
+
+
 def shown(url: str) -> str:
     """The URL as it may be shown: without a password, and without options, which may hold one too."""
     if not is_postgres(url):
