@@ -99,10 +99,12 @@ class App:
 
 def _urls(store: str | Sequence[str] | None) -> tuple[str, ...]:
     """None for the default is none."""
-    urls = (store,) if isinstance(store, str) else tuple(store or ())
-    if not all(isinstance(url, str) and url for url in urls) or (store is not None and not urls):
+    if store is None:
+        return ()
+    urls = (store,) if isinstance(store, str) else store
+    if not isinstance(urls, Sequence) or not urls or not all(isinstance(url, str) and url for url in urls):
         raise TypeError(f"store is a URL, or a list of them, not {store!r}")
-    return urls
+    return tuple(urls)
 
 
 def _differing(settings: Settings | Mapping[str, Any] | None) -> Mapping[str, Any]:
