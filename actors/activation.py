@@ -171,6 +171,18 @@ class Activation:
             return StoredEntity(self.seq if kind.durable else 0)
         return StoredEntity(self.seq, StoredState(kind.state_versions.version, kind.encode_state(self._entity)))
 
+    def at_rest(self) -> StoredEntity | None:
+        """What an activation like this can be made from again. Between turns only.
+
+        None: it holds what that would lose, attributes besides the fields, or what `on_activate` made.
+        """
+        kind = self.kind
+        if kind.has_on_activate or kind.has_on_passivate or len(self._entity.__dict__) != len(kind.field_names):
+            return None
+        kept = self._base if self._exists or not kind.durable else None
+        state = None if kept is None else StoredState(kind.state_versions.version, kept)
+        return StoredEntity(self.seq, state, tuple(self._since or ()))
+
     def fields(self) -> dict[str, Any]:
         """The staged state by field name, as it would be read back. Between turns only."""
         return self.kind.read_state(self.kind.encode_state(self._entity))

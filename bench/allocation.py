@@ -13,6 +13,7 @@ from figures import Figure, in_seconds
 from topic import Pace, Say
 
 from atoll.sharding.allocation import Bounds, EvenAllocation, HostFacts, Plan, ShardFacts
+from atoll.sharding.pinning import plan_with_pins
 
 SEED = 1
 HOSTS, SHARDS = 100, 4_096
@@ -31,6 +32,7 @@ class Paper:
     def __init__(self, shards: int, mean_load: float) -> None:
         luck = random.Random(SEED)
         self.hosts: list[HostFacts] = []
+        self.pins: dict[int, int | None] = {}
         self._loads = [luck.uniform(0.5, 1.5) * mean_load for _ in range(shards)]
         self._holders: list[int | None] = [None] * shards
 
@@ -38,7 +40,7 @@ class Paper:
         """Plan, and carry it out. Returns also what planning took, in seconds."""
         shards = [ShardFacts(shard, self._holders[shard], load) for shard, load in enumerate(self._loads)]
         began = time.thread_time()
-        plan = EvenAllocation().plan(self.hosts, shards, Bounds())
+        plan = plan_with_pins(EvenAllocation(), self.hosts, shards, Bounds(), self.pins)
         took_s = time.thread_time() - began
         for shard, host in plan.place.items():
             self._holders[shard] = host
@@ -59,7 +61,7 @@ class Paper:
 
 
 async def allocation(pace: Pace, _folder: Path, say: Say) -> list[Figure]:
-    """All shards to be placed, nothing to do, a host gone, another one joined."""
+    """All shards to be placed, nothing to do, a host gone, another one joined, a shard pinned."""
     figures = _at_scale(HOSTS, SHARDS, ROUND_AIM_S, say)
     return figures if pace.quick else figures + _at_scale(MANY_HOSTS, MANY_SHARDS, None, say)
 
@@ -70,14 +72,18 @@ def _at_scale(hosts: int, shards: int, aim_s: float | None, say: Say) -> list[Fi
     first = [HostFacts(incarnation) for incarnation in range(1, hosts + 1)]
     paper = Paper(shards, BUSY * hosts / shards)
     figures = []
-    for what, present in (
-        ("all to be placed", first),
-        ("nothing to do", first),
-        ("a host gone", first[1:]),
-        ("a host joined", [*first[1:], HostFacts(hosts + 1)]),
+    moves = {}
+    joined = [*first[1:], HostFacts(hosts + 1)]
+    pinned: dict[int, int | None] = {0: None}
+    for what, present, pins in (
+        ("all to be placed", first, {}),
+        ("nothing to do", first, {}),
+        ("a host gone", first[1:], {}),
+        ("a host joined", joined, {}),
+        ("a shard pinned", joined, pinned),
     ):
-        paper.hosts = present
-        took_s, moves = paper.settle()
+        paper.hosts, paper.pins = present, pins
+        took_s, moves[what] = paper.settle()
         figures.append(in_seconds(f"{name}, {what}: slowest round of {len(took_s)}", max(took_s), aim_s))
-    figures.append(Figure(name=f"{name}: moves to the host that joined", value=moves, unit=""))
-    return figures
+    counted = ("a host joined", "a shard pinned")
+    return figures + [Figure(name=f"{name}, {what}: moves", value=moves[what], unit="") for what in counted]

@@ -25,7 +25,7 @@ from atoll.cluster.server import Server
 from atoll.cluster.system import SystemWorld
 from atoll.cluster.token import Token
 from atoll.cluster.wire import Welcome
-from atoll.sharding.messages import Answer, Call, Message, Peer
+from atoll.sharding.messages import Answer, Call, Credit, Message, Peer
 
 _TOKEN = Token(bytes(32))
 
@@ -37,7 +37,7 @@ class Echo:
 
     def received(self, peer: Peer, calls: list[Any]) -> None:
         for call in calls:
-            peer.send(Answer(call.shard, call.number, 0, call.arguments))
+            peer.reply(call, Answer(call.shard, call.number, 0, call.arguments))
 
     def disconnected(self, peer: Peer) -> None: ...
 
@@ -64,6 +64,8 @@ class Load:
     def received(self, link: Link, messages: list[Message]) -> None:
         now = time.perf_counter()
         for message in messages:
+            if isinstance(message, Credit):
+                continue  # in flight are fewer than a window: there is always room
             assert isinstance(message, Answer)
             self.latencies.append(now - self.sent_at.pop(message.number))
             if self.running:

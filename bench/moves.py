@@ -115,6 +115,13 @@ async def empty(plain: PlainCluster, host: int) -> bool:
     return all(row.state is ShardState.OWNED and row.owner != host for row in await plain.store.shards())
 
 
+async def is_alone(plain: PlainCluster, shard: int) -> bool:
+    """Every shard is served, and no other one by the host of this one."""
+    rows = await plain.store.shards()
+    served = all(row.state is ShardState.OWNED for row in rows)
+    return served and sum(row.owner == rows[shard].owner for row in rows) == 1
+
+
 async def moving(plain: PlainCluster) -> bool:
     """Some shards are on their way."""
     return any(row.target is not None or row.state is not ShardState.OWNED for row in await plain.store.shards())

@@ -13,7 +13,7 @@ import logging
 import random
 import tempfile
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,18 +21,24 @@ import psutil
 import uvloop
 from counters import Busy, Counter, app
 from figures import Bound, Figure, against, percentile
+from moves import is_alone, shared_by, until
 from open_load import OpenLoad
 from own_time import OwnTime
-from plain_cluster import PlainCluster
-from topic import ENTITIES, IDS, WARM_UP_S, Ask, Pace, Say, additions, one_host
+from plain_cluster import PlainCluster, plain_cluster
+from topic import ENTITIES, HERE, IDS, WARM_UP_S, Ask, Pace, Say, additions, one_host
 
 from atoll.cluster.api import Cluster
+from atoll.sharding.hashing import shard_of
 
 WORK_S = 0.001
 DEADLINE_S = 1.0
 TIMES = (0.5, 1.0, 2.0, 10.0)
 NEIGHBOURS_PER_S = 2000
 """Far below what a host can do: what is seen is the waiting for the hot one, not for the host."""
+HOT = "hot"
+HOT_PER_S, COLD_PER_S = 500.0, 500.0
+"""With a handler of a millisecond, the hot one keeps its host busy for half of the time."""
+ROUNDS = 3
 SEED = 1
 MIB = 1 << 20
 
@@ -114,30 +120,74 @@ async def overload(pace: Pace, folder: Path, say: Say) -> list[Figure]:
 
 
 async def neighbours(pace: Pace, folder: Path, say: Say) -> list[Figure]:
-    """p99 of cold entities, alone and beside one that takes half of the load."""
+    """p99 of cold entities, alone and beside one that takes half of the load: on one host, and on two, where the shard
+    of the hot one is pinned in the end."""
     luck = random.Random(SEED)
     milliseconds = {}
     plain: PlainCluster
     async with one_host(folder / "neighbours") as plain, plain.connect() as cluster:
-        cold, hot = additions(cluster, Counter, ENTITIES), cluster.entity(Counter, "hot")
-        warm = OpenLoad(luck)
-        await warm.run(partial(one_of, luck, cold), NEIGHBOURS_PER_S, WARM_UP_S)
-        besides: dict[str, Sequence[Ask]] = {
-            "beside as many cold ones": cold,
-            "beside one hot entity": [partial(hot.add, 1)],
-        }
+        cold, hot = additions(cluster, Counter, ENTITIES), partial(cluster.entity(Counter, HOT).add, 1)
+        besides: dict[str, Sequence[Ask]] = {"beside as many cold ones": cold, "beside one hot entity": [hot]}
+        await _p99_ms(luck, WARM_UP_S, cold, NEIGHBOURS_PER_S)
         for name, others in besides.items():
             say(f"cold entities {name}")
-            seen, beside = OpenLoad(luck), OpenLoad(luck)
-            await asyncio.gather(
-                seen.run(partial(one_of, luck, cold), NEIGHBOURS_PER_S, pace.seconds),
-                beside.run(partial(one_of, luck, others), NEIGHBOURS_PER_S, pace.seconds),
-            )
-            milliseconds[name] = round(1000 * percentile(seen.latencies_s, 99), 2)
-    alone, beside_hot = (
-        Figure(name=f"cold entities {name}, p99", value=value, unit="ms") for name, value in milliseconds.items()
+            milliseconds[name] = await _p99_ms(luck, pace.seconds, cold, NEIGHBOURS_PER_S, others, NEIGHBOURS_PER_S)
+    figures = _p99s(milliseconds)
+    return [*figures, *_p99s(await _neighbours_of_a_pin(pace, folder, say))]
+
+
+async def _neighbours_of_a_pin(pace: Pace, folder: Path, say: Say) -> dict[str, float]:
+    """The hot entity keeps its host busy for half of the time, a millisecond at a time. The cold ones on that host wait
+    for it, until its shard is pinned and they are on the other one. Rounds of all three, so that what else runs on the
+    machine meets each of them; the median of each."""
+    luck = random.Random(SEED)
+    found: dict[str, list[float]] = {}
+    plain: PlainCluster
+    async with (
+        plain_cluster("counters:app", app.name, folder / "pinned", app_dir=HERE, hosts=2) as plain,
+        plain.connect() as cluster,
+    ):
+        cold, hot = additions(cluster, Counter, ENTITIES), partial(cluster.entity(Busy, HOT).work, WORK_S)
+        shard = shard_of(HOT, plain.settings.shards)
+        for number in range(ROUNDS):
+            for name, pin, hot_per_s in (
+                ("on two hosts, without a hot one", None, 0.0),
+                ("on two hosts, beside a hot one", None, HOT_PER_S),
+                ("on two hosts, its shard pinned", "", HOT_PER_S),
+            ):
+                say(f"cold entities {name}, round {number + 1} of {ROUNDS}")
+                await plain.store.pin(shard, pin)
+                await until(partial(shared_by, plain, 2) if pin is None else partial(is_alone, plain, shard))
+                await _p99_ms(luck, WARM_UP_S, cold, COLD_PER_S, [hot], hot_per_s)
+                p99 = await _p99_ms(luck, pace.seconds, cold, COLD_PER_S, [hot], hot_per_s)
+                found.setdefault(name, []).append(p99)
+    return {name: percentile(values, 50) for name, values in found.items()}
+
+
+def _p99s(milliseconds: Mapping[str, float]) -> list[Figure]:
+    """Each against the first."""
+    first, *others = (
+        Figure(name=f"cold entities {name}, p99", value=round(value, 2), unit="ms")
+        for name, value in milliseconds.items()
     )
-    return [alone, against(beside_hot, alone)]
+    return [first, *(against(figure, first) for figure in others)]
+
+
+async def _p99_ms(
+    luck: random.Random,
+    seconds: float,
+    cold: Sequence[Ask],
+    cold_per_s: float,
+    others: Sequence[Ask] = (),
+    others_per_s: float = 0.0,
+) -> float:
+    """Of the cold ones, while the others get so many commands."""
+    seen, beside = OpenLoad(luck), OpenLoad(luck)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(seen.run(partial(one_of, luck, cold), cold_per_s, seconds))
+        if others_per_s:
+            group.create_task(beside.run(partial(one_of, luck, others), others_per_s, seconds))
+    return 1000 * percentile(seen.latencies_s, 99)
 
 
 def chart(possible: float, found: Sequence[Point]) -> str:

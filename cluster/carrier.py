@@ -1,6 +1,6 @@
 """The carrier: what every sender of calls needs: it finds the hosts, and keeps each lane going until all is answered.
 
-    backlog --room in the windows--> lane --> link to the shard's owner --> answer
+    backlog --room in its window--> lane --credits--> link to the shard's owner --> answer
                                       |   ^
                                       |   `-- the owner is known
                                       `------ Moved / lost connection / no route: the lane is held, then everything
@@ -8,8 +8,9 @@
 
 Owners are learned from table pushes and `Moved`; a wrong guess costs a redirect. Retries wait with jittered exponential
 backoff, and are a share of the traffic (retry_budget.py). A full mailbox holds its entity only (lanes.py). One carrier
-is one session: it speaks to each host over one connection. What is sent, what an answer means and when to give up is
-its subclasses' business: Client (client.py) and HostCourier (courier.py).
+is one session: it speaks to each host over one connection, and sends as much as that host grants (credits.py). What is
+sent, what an answer means and when to give up is its subclasses' business: Client (client.py) and HostCourier
+(courier.py).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import msgspec
 from ..actors.errors import AtollError, Unavailable
 from ..actors.settings import Settings
 from ..persistence.stripes import Stripe
-from ..sharding.messages import Answer, Message, Moved, OutOfOrder, Poke, StripeHosts, TableUpdate
+from ..sharding.messages import Answer, Credit, Message, Moved, OutOfOrder, Poke, StripeHosts, TableUpdate
 from ..sharding.retries import pause_s
 from ..sharding.table import ShardTable
 from .handshake import Refusal
@@ -85,12 +86,8 @@ class Carrier(ABC, Generic[L]):
         self._dialing: dict[str, asyncio.Task[None]] = {}
         self._registering = asyncio.Lock()
         self._handshakes: dict[Link, asyncio.Future[None]] = {}
-        self._under_way = 0
-        """Commands that were sent and neither answered nor bounced. What is held costs the hosts nothing, and so takes
-        no room in the session's window: receivers that are stuck do not stop the others."""
-        self._under_way_bytes = 0
-        self._blocked: OrderedDict[L, None] = OrderedDict()
-        """Lanes with a backlog that wait for room in the session's own window."""
+        self._blocked: dict[Link, OrderedDict[L, None]] = {}
+        """Lanes that have something to send and wait for their host's credits."""
         self._retry_budget = RetryBudget(access.world.monotonic())
         self._closed = False
         self._refused: AtollError | None = None
@@ -122,66 +119,60 @@ class Carrier(ABC, Generic[L]):
     # ---- windows ---------------------------------------------------------------------------------------------------
 
     def _admit(self, lane: L, now: float) -> None:
-        """Send from the backlog what the windows have room for."""
-        settings = self._settings
-        if lane.link is None:
+        """Send what is to be sent again, then from the backlog, as the lane's window and the host's credits allow."""
+        link = lane.link
+        if link is None:
             if lane.retry is None:
                 self._route(lane)
             return  # first what came back, over the new connection
+        while lane.resend and (out := lane.next_again()) is not None:
+            if not link.allowance.room:
+                self._block(lane)
+                return
+            lane.resend.popleft()
+            self._send(lane, out, now)
+        mailbox_max = self._settings.mailbox_commands_max
         while True:
-            queue = lane.next(self._lane_width, settings.mailbox_commands_max, now)
+            queue = lane.next(self._lane_width, mailbox_max, now)
             if queue is None:
                 return  # the next answer in this lane looks again
-            out = queue[0]
-            size = len(out.request.arguments)
-            if self._under_way >= settings.window_commands or (
-                self._under_way and self._under_way_bytes + size > settings.window_bytes
-            ):
-                self._blocked[lane] = None
+            if not link.allowance.room:
+                self._block(lane)
                 return
-            queue.popleft()
+            out = queue.popleft()
             lane.enter(out)
             self._retry_budget.earn()
             if not lane.held or (out.request.kind, out.request.id) not in lane.held:
-                out.under_way = True
-                self._under_way += 1
-                self._under_way_bytes += size
-                lane.link.send(lane.call(out, now, lane.newest_before(out)))
+                self._send(lane, out, now)
 
-    def _send(self, lane: L, out: Any, now: float, prev: int) -> None:
-        """Send it again."""
-        if not out.under_way:
-            out.under_way = True
-            self._under_way += 1
-            self._under_way_bytes += len(out.request.arguments)
-        lane.link.send(lane.call(out, now, prev))
+    def _send(self, lane: L, out: Any, now: float) -> None:
+        out.under_way = True
+        lane.link.carry(lane.call(out, now, lane.prev(out)))
 
-    def _back(self, out: Any) -> None:
-        """It is not under way any more: answered, given up, or to be sent again later."""
-        if out.under_way:
-            out.under_way = False
-            self._under_way -= 1
-            self._under_way_bytes -= len(out.request.arguments)
+    def _block(self, lane: L) -> None:
+        """It has something to send: the next credit of its host looks again."""
+        self._blocked.setdefault(lane.link, OrderedDict())[lane] = None
+
+    def _credited(self, link: Link, credit: Credit) -> None:
+        link.allowance.granted(credit)
+        blocked = self._blocked.get(link)
+        if blocked is None:
+            return
+        now = self._world.monotonic()
+        for _ in range(len(blocked)):
+            if not link.allowance.room:
+                return
+            self._admit(blocked.popitem(last=False)[0], now)  # lane by lane: a busy one starves no other
 
     def _settle(self, lane: L, number: int, *, answered: bool = False) -> None:
         """It has its answer, or was given up: make room."""
         out = lane.settle(number)
         if out is None:
             return
-        self._back(out)
         if answered and lane.held:
             self._release_entity(lane, (out.request.kind, out.request.id))
         if lane.waits:
-            self._blocked[lane] = None
-        if self._blocked:
-            self._admit_blocked()
-
-    def _admit_blocked(self) -> None:
-        now = self._world.monotonic()
-        for _ in range(len(self._blocked)):
-            if self._under_way >= self._settings.window_commands:
-                break
-            self._admit(self._blocked.popitem(last=False)[0], now)  # lane by lane: a busy one starves no other
+            self._admit(lane, self._world.monotonic())
 
     # ---- routes ----------------------------------------------------------------------------------------------------
 
@@ -204,24 +195,24 @@ class Carrier(ABC, Generic[L]):
                 self._seek_hosts()  # nobody to learn the owner from
             self._hold(lane)
             return
+        self._detach(lane)  # from the connection so far, if it has one
         lane.link = link
-        now = self._world.monotonic()
         assert route is not None
         self._resumes(lane, route.incarnation)
-        for out, prev in lane.again():
-            self._send(lane, out, now, prev)
-        if lane.waits:
-            self._admit(lane, now)
+        lane.all_again()
+        self._admit(lane, self._world.monotonic())
 
     def _detach(self, lane: L) -> None:
         """It has no connection: nothing of it is under way."""
         if lane.link is None:
             return
+        blocked = self._blocked.get(lane.link)
+        if blocked is not None:
+            blocked.pop(lane, None)
         lane.link = None
+        lane.resend.clear()
         for out in lane.unanswered.values():
-            self._back(out)
-        if self._blocked:
-            self._loop.call_soon(self._admit_blocked)
+            out.under_way = False
 
     def _hold(self, lane: L) -> None:
         """Send nothing in this lane until a pause is over (or news of its owner comes), then everything again."""
@@ -243,13 +234,11 @@ class Carrier(ABC, Generic[L]):
         """It came back, and nothing is wrong with the lane: send nothing to its entity until a pause is over."""
         held = lane.hold(out, out_of_order=out_of_order)
         key = (out.request.kind, out.request.id)
-        for later, _ in lane.from_held(key):
-            self._back(later)
+        for later in lane.from_held(key):
+            later.under_way = False
         if held.retry is None:
             held.retries += 1
             held.retry = self._loop.call_later(self._pause_s(held.retries), self._retry_entity, lane, key)
-        if self._blocked:
-            self._loop.call_soon(self._admit_blocked)
 
     def _retry_entity(self, lane: L, key: EntityKey) -> None:
         """Try the oldest that was bounced; with no connection, the lane does so when it has one."""
@@ -259,8 +248,8 @@ class Carrier(ABC, Generic[L]):
             return
         now = self._world.monotonic()
         if self._retry_budget.spend(1, now):
-            out, prev = lane.from_held(key)[0]
-            self._send(lane, out, now, prev)
+            lane.resend.append(lane.from_held(key)[0])
+            self._admit(lane, now)
         else:
             held.retry = self._loop.call_later(self._pause_s(held.retries), self._retry_entity, lane, key)
 
@@ -273,9 +262,7 @@ class Carrier(ABC, Generic[L]):
         rest = lane.from_held(key)
         del lane.held[key]
         if lane.link is not None:
-            now = self._world.monotonic()
-            for out, prev in rest:
-                self._send(lane, out, now, prev)
+            lane.resend.extend(rest)
 
     def _pause_s(self, retries: int) -> float:
         return pause_s(self._world, self._settings.retry_first_s, self._settings.retry_max_s, retries)
@@ -428,8 +415,6 @@ class Carrier(ABC, Generic[L]):
         self._stripe = Stripe(welcome.stripe, welcome.stripes)
         settings = msgspec.structs.replace(  # the host's bounds, whatever this process was told
             self._settings,
-            window_commands=welcome.window_commands,
-            window_bytes=welcome.window_bytes,
             shard_window=welcome.shard_window,
             mailbox_commands_max=welcome.mailbox_commands_max,
             arguments_bytes_max=welcome.arguments_bytes_max,
@@ -461,6 +446,7 @@ class Carrier(ABC, Generic[L]):
             self._seeds = [address for address in self._seeds if address != link.address]
         elif link.refusal is not None and not link.refusal.temporary:
             self._refused = Unavailable(f"{link.address} refuses: {reason}")
+        self._blocked.pop(link, None)
         if self._links.get(link.address) is link:
             del self._links[link.address]
             log.info("connection to %s closed: %s", link.address, reason)
@@ -487,6 +473,8 @@ class Carrier(ABC, Generic[L]):
                 self._answered(link, message)
             elif type(message) is Moved or type(message) is OutOfOrder:
                 self._bounced(link, message)
+            elif type(message) is Credit:
+                self._credited(link, message)
             elif type(message) is TableUpdate:
                 self._learn(message.entries)
                 self._opened_there(link, message.entries)

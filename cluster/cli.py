@@ -21,6 +21,7 @@ from rich.table import Table
 from ..actors.settings import Settings
 from .cli_common import Address, AppDir, AppName, AppPath, AsJson, StoreUrls, console, errors, show, told_in_one_line
 from .cli_dead_letters import dead_letters
+from .cli_pins import pin, unpin
 from .cli_reading import journal, log
 from .cli_status import shards, status
 from .cli_store import store as store_commands
@@ -34,6 +35,8 @@ app = typer.Typer(
 )
 app.command()(status)
 app.command()(shards)
+app.command()(pin)
+app.command()(unpin)
 app.add_typer(log, name="log")
 app.add_typer(journal, name="journal")
 app.add_typer(dead_letters, name="dead-letters")

@@ -130,6 +130,7 @@ def _status(found: dict[str, Any]) -> RenderableType:
         Text(f"{found['app']}{version}: {found['served']} of {found['shards']} shards served"),
         table,
         *_moves(found["moves"], several=several),
+        *_pins(found["pins"], several=several),
         *_hot(found["hosts"], several=several),
         Text(f"connect     {found['url']}", no_wrap=True),
         Text(f"token file  {found['token_file']}", no_wrap=True),
@@ -181,12 +182,38 @@ def _moves(moves: list[dict[str, Any]], *, several: bool) -> list[RenderableType
     return [table]
 
 
+def _pins(pins: list[dict[str, Any]], *, several: bool) -> list[RenderableType]:
+    if not pins:
+        return []
+    table = _table("pinned", "to node", "on host", "at node", "beside it")
+    for pin in pins:
+        beside = "nothing" if pin["alone"] else _count(pin["beside"], "shard")
+        host = "nobody" if pin["host"] is None else _name(pin["host"], pin, several=several)
+        table.add_row(f"shard {pin['shard']}", _node(pin["node"]), host, pin["at"][:12], beside)
+    return [table]
+
+
+def _node(node: str) -> str:
+    return node[:12] or "any"
+
+
 def _shards(found: dict[str, Any]) -> RenderableType:
     several = any(row["stripe"] for row in found["shards"])
-    names = ("shard", *(("stripe",) if several else ()), "state", "owner", "address", "epoch", "target", "position")
-    table = _table(*("database" if name == "stripe" else name for name in names))
+    names = (
+        "shard",
+        *(("stripe",) if several else ()),
+        "state",
+        "owner",
+        "address",
+        "epoch",
+        "target",
+        "position",
+        "pin",
+    )
+    called = {"stripe": "database", "pin": "pinned to"}
+    table = _table(*(called.get(name, name) for name in names))
     for row in found["shards"]:
-        shown = {**row, "stripe": _number(row)}
+        shown = {**row, "stripe": _number(row), "pin": None if row["pin"] is None else _node(row["pin"])}
         table.add_row(*("" if shown[name] is None else str(shown[name]) for name in names))
     moving = sum(row["target"] is not None for row in found["shards"])
     states = [row["state"] for row in found["shards"]]

@@ -43,6 +43,10 @@ from .system import SystemWorld
 upkeep = typer.Typer()
 
 DAY_MS = 86_400_000
+PG_DUMP = (
+    "pg_dump --format=custom --file=FILE URL, as the owner (deploy/README.md has how to go on from it), or "
+    "pg_basebackup of the whole server; `atoll store export` makes a copy that any store can import"
+)
 
 Result = TypeVar("Result")
 File = Annotated[Path, typer.Argument(metavar="FILE")]
@@ -193,7 +197,9 @@ def backup(
             async with _opened(urls, app, settings) as stores:
                 copied = [store for store in stores if isinstance(store, SQLiteStore)]
                 if len(copied) < len(stores):
-                    raise NotHere(f"{_all(urls)} is backed up by its server's own tools: pg_dump, or pg_basebackup")
+                    raise NotHere(
+                        f"{_all(urls)} is backed up by its server's own tools, also while the app runs: {PG_DUMP}"
+                    )
                 if len(copied) == 1:
                     await copied[0].backup(to.absolute(), tell)
                     return
@@ -211,17 +217,18 @@ def backup(
 def export_command(app_path: AppPath, file: File, app_dir: AppDir = ".", store: StoreUrls = None) -> None:
     """Write a store into one file that any MessagePack library can read.
 
-    Where the app runs, of a copy as of one moment (SQLite only).
+    Where the app runs, of a copy as of one moment, which is made beside the file and removed.
     """
     with told_in_one_line(), _bar(f"exporting to {file}") as tell:
         app, settings, urls = _loaded(app_path, app_dir, store)
         _only(urls, "exported")
         folder = file.absolute().parent
+        world = SystemWorld()
 
         async def work() -> int:
             async with (
                 _opened(urls, app, settings) as (opened,),
-                standing_still(opened, app.name, settings, folder, tell) as still,
+                standing_still(opened, app.name, settings, world, folder, tell) as still,
             ):
                 with new_file(file) as out:
                     return await export_store(
@@ -229,7 +236,7 @@ def export_command(app_path: AppPath, file: File, app_dir: AppDir = ".", store: 
                         out,
                         app=app.name,
                         settings=settings,
-                        world=SystemWorld(),
+                        world=world,
                         software=software(),
                         tell=tell,
                     )

@@ -3,7 +3,8 @@
     call --> lane of its shard --> link to the owner --> Answer --> the caller
                  |   ^
                  |   `-- bounced: the lane is held and sent again; a full mailbox: its entity (carrier.py)
-                 `------ deadline: given up; the error says whether it may have run
+                 `------ deadline: what never left is given up; for the rest its host says what became of it, soon: the
+                         call ends at the latest `verdict_s` after its deadline (the time-out once more, if shorter)
 
 All retries end with the deadlines of the commands. One client is one session, whose numbers are its own: a forked child
 must connect anew.
@@ -161,12 +162,15 @@ class Client(Carrier[CommandLane]):
             )
         timeout_s = settings.command_timeout_s if request.timeout_s is None else request.timeout_s
         now = self._world.monotonic()
-        out = OutgoingCommand(request, deadline=now + timeout_s, done=self._loop.create_future())
+        deadline = now + timeout_s
+        out = OutgoingCommand(request, deadline=deadline, gives_up=deadline, done=self._loop.create_future())
         lane = self._lane(shard_of(request.id, self._shards))
         lane.backlog.append(out)
         if len(lane.backlog) == 1:
             self._admit(lane, now)
-        if request.fail_fast and not out.number and lane.link is not None:
+            if lane.refused:
+                self._refuse(lane)
+        if request.fail_fast and not (out.number or out.done.done()) and lane.link is not None:
             lane.withdraw(out)
             raise Overloaded("the client's window is full", retry_after_s=self._settings.retry_max_s)
         self._deadlines.watch(timeout_s, out)
@@ -189,6 +193,15 @@ class Client(Carrier[CommandLane]):
 
     def _width(self, settings: Settings) -> int:
         return settings.shard_window
+
+    def _refuse(self, lane: CommandLane) -> None:
+        """Tell callers that theirs were not sent, since there is not time enough."""
+        while lane.refused:
+            out, wait_s = lane.refused.pop()
+            if not out.done.done():
+                what = f"{out.request.kind}/{out.request.id}.{out.request.method}"
+                message = f"{what}: an answer takes {wait_s:.2f} s now, which is more than is left; it did not run"
+                out.done.set_exception(Overloaded(message, retry_after_s=wait_s))
 
     def _answered(self, link: Link, answer: Answer) -> None:
         lane = self._lanes.get(answer.shard)
@@ -215,9 +228,11 @@ class Client(Carrier[CommandLane]):
                 self._give_up(lane, out, "the shard had forgotten its number")
                 return
         lane.retries = 0
-        if lane.busy:
+        if lane.busy and answer.status != Status.DEADLINE_EXCEEDED:  # that says nothing of how many it can do
             lane.answered(out, self._world.monotonic())
         self._settle(lane, answer.number, answered=answer.status != Status.OVERLOADED)
+        if lane.refused:
+            self._refuse(lane)
         if not out.done.done():
             out.done.set_result(answer)
 
@@ -260,9 +275,16 @@ class Client(Carrier[CommandLane]):
             return DeadlineExceeded(f"{what}; it was only a query")
         return OutcomeUnknown(f"{what}; it may have run: repeat it with the same command_id, or look at the entity")
 
-    def _late(self, out: OutgoingCommand, timeout_s: float) -> None:
-        lane = self._lane(shard_of(out.request.id, self._shards))
-        self._give_up(lane, out, f"no answer within {timeout_s:g} s")
+    def _late(self, out: OutgoingCommand) -> None:
+        """Its deadline passed. What was sent may have run or not: whoever knows is given a moment to say it."""
+        request, now = out.request, self._world.monotonic()
+        timeout_s = self._settings.command_timeout_s if request.timeout_s is None else request.timeout_s
+        verdict_s = min(self._settings.verdict_s, timeout_s)
+        if out.outstanding and not request.query and now < out.deadline + verdict_s:
+            out.gives_up = out.deadline + verdict_s
+            self._deadlines.watch(verdict_s, out)
+        else:
+            self._give_up(self._lane(shard_of(request.id, self._shards)), out, f"no answer within {timeout_s:g} s")
 
     def _session_expired(self) -> None:
         """What was sent has an unknown outcome, the rest gets new numbers."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..actors.errors import StoreError, StoreUnavailable
 from ..actors.logs import about
+from ..actors.outage import Outage
 from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.spi import HostRow, HostState, ShardRow, Store
@@ -59,6 +60,7 @@ class Coordination:
         of a starting cluster do not take everything."""
         self._access = Access(app_name=app_name, token=token, settings=settings, world=world, network=network)
         self._store = store
+        self._outage = Outage(log)
         self._settings = settings
         self._world = world
         self._network = network
@@ -103,7 +105,9 @@ class Coordination:
                 await self._sweep_logs()
                 await self._expire_sessions()
             except StoreError as error:
-                log.warning("the store does not answer, looking again: %s", error)
+                self._outage.failed(self._world.monotonic(), "the store does not answer, looking again: %s", error)
+            else:
+                self._outage.worked(self._world.monotonic(), "the store answers again, after %.1f s")
             try:
                 async with asyncio.timeout(self._settings.store_poll_s):
                     await self._look.wait()

@@ -66,7 +66,6 @@ class HostCourier(Carrier[Stream]):
         sender = sending_shard + 1
         for stream in [stream for stream in self._lanes.values() if stream.sender == sender]:
             self._forget(stream)
-        self._admit_blocked()
 
     def close(self) -> None:
         """Close the connections, and call nobody any more."""
@@ -86,7 +85,6 @@ class HostCourier(Carrier[Stream]):
 
     def _forget(self, stream: Stream) -> None:
         self._quiet(stream)
-        self._blocked.pop(stream, None)
         del self._lanes[lane_key(stream.sender, stream.shard)]
 
     def _width(self, settings: Settings) -> int:

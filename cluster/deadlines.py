@@ -14,16 +14,17 @@ LOOK_S = 0.02
 
 
 class Deadlines:
-    def __init__(self, world: World, passed: Callable[[OutgoingCommand, float], None]) -> None:
-        """`passed`: told of a command that is not done by its deadline, and of its time-out in seconds."""
+    def __init__(self, world: World, passed: Callable[[OutgoingCommand], None]) -> None:
+        """`passed`: told of a command that is not done when its `gives_up` has come."""
         self._world = world
         self._passed = passed
         self._loop = asyncio.get_running_loop()
         self._queues: dict[int, deque[OutgoingCommand]] = {}
-        """By time-out (in looks, so that there are few), which keeps each in order of deadline."""
+        """By time-out (in looks, so that there are few), which keeps each in order of `gives_up`."""
         self._look: asyncio.TimerHandle | None = None
 
     def watch(self, timeout_s: float, out: OutgoingCommand) -> None:
+        """`out.gives_up` is `timeout_s` from now."""
         looks = int(timeout_s / LOOK_S)
         queue = self._queues.get(looks)
         if queue is None:
@@ -42,10 +43,10 @@ class Deadlines:
     def _look_at_all(self) -> None:
         now = self._world.monotonic()
         for looks, queue in list(self._queues.items()):
-            while queue and (queue[0].done.done() or queue[0].deadline <= now):
+            while queue and (queue[0].done.done() or queue[0].gives_up <= now):
                 out = queue.popleft()
                 if not out.done.done():
-                    self._passed(out, looks * LOOK_S)
+                    self._passed(out)
             if not queue:
                 del self._queues[looks]
         self._look = self._loop.call_later(LOOK_S, self._look_at_all) if self._queues else None

@@ -8,32 +8,19 @@ stops nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from ..actors.errors import AtollError
 from . import ray_adapter, ray_status
-from .ray_adapter import Node, RayProblem
+from .ray_adapter import Node, RayProblem, find_node
 
 LOOK_S = 0.1
 GOES_ON = "the drain goes on, `--undo` takes it back"
 
 
 class DrainFailed(AtollError):
-    """The node is not empty, or there is no such node; the message says what to do."""
-
-
-def find_node(nodes: Sequence[Node], named: str) -> Node:
-    """The one node that is meant by (the beginning of) its Ray ID, its hostname, or its IP address. Raises
-    `DrainFailed` when there is none, or more than one."""
-    found = [node for node in nodes if named in (node.hostname, node.address)]
-    found = found or [node for node in nodes if named and node.id.startswith(named.lower())]
-    if len(found) == 1:
-        return found[0]
-    listed = ", ".join(f"{node.id[:12]} ({node.hostname}, {node.address})" for node in found or nodes)
-    if found:
-        raise DrainFailed(f"{named!r} means {len(found)} nodes, name one by its ID: {listed}")
-    raise DrainFailed(f"no node of this Ray cluster is {named!r}; there are {listed}")
+    """The node is not empty; the message says what to do."""
 
 
 def drain(named: str, timeout_s: float, tell: Callable[[str], None]) -> Node:

@@ -15,16 +15,18 @@ import secrets
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from ..actors.errors import AtollError, StoreError
+from ..actors.outage import Outage
 from ..actors.requirements import unmet, weight_of
 from ..actors.settings import Settings
 from ..persistence.open import open_store
 from ..persistence.spi import HostRow, HostState, ShardRow, Store
 from ..persistence.stripes import Stripe
+from ..sharding.pinning import PinState, named, pin_states, why_not
 from . import ray_adapter
 from .cluster_spec import ClusterSpec
 from .coordination import Coordination
@@ -47,6 +49,16 @@ PENDING_SHARDS = 16
 """Read at a time when it is counted what is left: messages come with their contents."""
 STORE_ANSWER_S = 1.0
 """Who asks how things are waits no longer for one database: the others' answer is worth having."""
+
+
+class Ownership(NamedTuple):
+    """As a store has it now."""
+
+    hosts: list[HostRow]
+    """Living ones."""
+    moves: list[dict[str, Any]]
+    """Under way, as `Coordination.moves` tells them."""
+    pins: list[PinState]
 
 
 class HostKeeper:
@@ -82,6 +94,8 @@ class HostKeeper:
         self._ports: dict[str, int] = {}
         """Node -> the port given to the host that is being started there, when ports are asked for."""
         self._creating = asyncio.Lock()
+        self._pinning = asyncio.Lock()
+        """One at a time: whether there is room for another pin is read before it is written."""
 
     async def run(self) -> None:
         """Does not return; what it raises is a bug of ours."""
@@ -133,12 +147,15 @@ class HostKeeper:
     # ---- hosts -----------------------------------------------------------------------------------------------------
 
     async def _keep_hosts(self, store: Store, coordination: Coordination) -> None:
+        outage, now = Outage(log), SystemWorld().monotonic
         while True:
             try:
                 await self._look_at_nodes(store, coordination)
                 await self._looked()
             except AtollError as error:
-                log.warning("hosts are looked after later: %s", error)
+                outage.failed(now(), "hosts are looked after later: %s", error)
+            else:
+                outage.worked(now(), "hosts are looked after again, after %.1f s")
             await asyncio.sleep(NODES_LOOK_S)
 
     async def _look_at_nodes(self, store: Store, coordination: Coordination) -> None:
@@ -247,13 +264,14 @@ class HostKeeper:
 
     # ---- what is asked ---------------------------------------------------------------------------------------------
 
-    async def ownership(self) -> tuple[list[HostRow], list[dict[str, Any]]] | None:
-        """Living hosts and moves under way, as the store has them now. None while it does not answer, or was not opened
-        yet."""
-        found = await self._asked(lambda store: store.hosts())
-        if found is None or self._coordination is None:
+    async def ownership(self) -> Ownership | None:
+        """None while the store does not answer, or was not opened yet."""
+        hosts = await self._asked(lambda store: store.hosts())
+        shards = await self._asked(lambda store: store.shards())
+        if hosts is None or shards is None or self._coordination is None:
             return None
-        return [host for host in found if host.state is HostState.LIVE], self._coordination.moves()
+        live = [host for host in hosts if host.state is HostState.LIVE]
+        return Ownership(live, self._coordination.moves(), pin_states(hosts, shards))
 
     async def shards(self) -> list[tuple[ShardRow, str | None]] | None:
         """Each shard's row, and where who has it, or is to claim it, listens. None: as above."""
@@ -298,6 +316,19 @@ class HostKeeper:
         incarnations = {host.incarnation for host in ours}
         rows = await self._store.shards()
         return sum(bool({row.owner, row.assigned} & incarnations) for row in rows), int(node in self._starting)
+
+    async def pin(self, shard: int, node: str | None) -> tuple[str, str | None]:
+        """Pin one of this stripe's shards, or unpin it. Returns why it cannot be, and the pin that it has now."""
+        if self._store is None or self._coordination is None:
+            raise ray_adapter.RayProblem(self._of_stripe("the coordinator is only starting: try again"))
+        async with self._pinning:
+            rows = await self._store.shards()
+            if refused := why_not(shard, node, await self._store.hosts(), rows):
+                return refused, next((row.pin for row in rows if row.shard == shard), None)
+            await self._store.pin(shard, node)
+        log.info("shard %d %s", shard, "is unpinned" if node is None else f"is pinned to {named(node)}")
+        self._coordination.poke()
+        return "", node
 
     async def pending(self) -> tuple[int, int, int] | None:
         """How many commands, messages and dead letters the tables hold. None while the store is not opened yet."""

@@ -115,6 +115,7 @@ async def start_host(
     )
     server.receiver = host
     host.budget.hold_all = server.hold
+    host.budget.narrow = server.narrow
     server.serve(incarnation)
     host.start()
     return RunningHost(host, server, address, asker, courier)

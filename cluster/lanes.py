@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -28,7 +29,7 @@ import msgspec
 from ..actors.calls import Mode, Request
 from ..actors.stored import StoredMessage
 from ..sharding.messages import Answer, Call
-from .pace import PACE_FIRST, Pace
+from .pace import MARGIN, PACE_FIRST, Pace
 
 R = TypeVar("R", Request, StoredMessage)
 
@@ -43,13 +44,15 @@ class Outgoing(msgspec.Struct, Generic[R], eq=False):
     outstanding: int = 0
     """Sendings that were neither answered nor bounced: while there is one, it may run."""
     under_way: bool = False
-    """It was sent over the lane's present connection and did not come back: it takes room in the session's window."""
+    """It was sent over the lane's present connection and did not come back."""
 
 
 class OutgoingCommand(Outgoing[Request], kw_only=True):
     """A client's command or query."""
 
     deadline: float
+    gives_up: float
+    """When its caller hears the end: at the deadline, or a little later where the host knows more (client.py)."""
     done: asyncio.Future[Answer]
     lost_at: int = 0
     """The incarnation whose connection closed while it was under way there. 0: none."""
@@ -99,6 +102,7 @@ class Lane(ABC, Generic[Out]):
         "held",
         "link",
         "next_number",
+        "resend",
         "retries",
         "retry",
         "sender",
@@ -121,6 +125,8 @@ class Lane(ABC, Generic[Out]):
         """The unanswered numbers per entity, in order. Lists: most hold one, and a deque costs six times that."""
         self.backlog: deque[Out] = deque()
         """Offered, waiting for room in the window."""
+        self.resend: deque[Out] = deque()
+        """What is to be sent again before anything new, in order, as the connection's credits allow."""
         self.held: dict[EntityKey, Held] = {}
         self.link: Any = None
         """The connection that new calls take; None while the lane is held (no route, or a retry is due)."""
@@ -142,8 +148,8 @@ class Lane(ABC, Generic[Out]):
 
     @property
     def waits(self) -> bool:
-        """Something that may have room now has not entered."""
-        return bool(self.backlog)
+        """Something that may have room now has not been sent."""
+        return bool(self.backlog or self.resend)
 
     def enter(self, out: Out) -> None:
         """Give it its number, if it brings none, and a place in the window."""
@@ -166,22 +172,28 @@ class Lane(ABC, Generic[Out]):
     def call(self, out: Out, now: float, prev: int) -> Call:
         """The envelope of its next attempt."""
 
-    def newest_before(self, out: Out) -> int:
-        """`prev` of what entered last."""
+    def prev(self, out: Out) -> int:
+        """Of what entered: the number before it to its entity that is unanswered still. 0: none."""
         queued = self._by_entity[out.request.kind, out.request.id]
-        return queued[-2] if len(queued) > 1 else 0
+        place = len(queued) - 1 if queued[-1] == out.number else bisect_left(queued, out.number)
+        return queued[place - 1] if place else 0
 
-    def again(self) -> list[tuple[Out, int]]:
-        """Everything unanswered that is not held, in order, for another attempt, each with its `prev`."""
-        newest: dict[EntityKey, int] = {}
-        outs = []
-        for number, out in self.unanswered.items():
-            key = (out.request.kind, out.request.id)
-            held = self.held.get(key)
-            if held is None or number <= held.number:
-                outs.append((out, newest.get(key, 0)))
-            newest[key] = number
-        return outs
+    def all_again(self) -> None:
+        """It has another connection: everything unanswered is to be sent over that one, in order."""
+        self.resend.extend(self.unanswered.values())
+
+    def next_again(self) -> Out | None:
+        """The first of `resend` that is still to be sent: not answered, given up or held meanwhile. Stays there."""
+        while self.resend:
+            out = self.resend[0]
+            if out.number in self.unanswered and not out.under_way and not self._is_held(out):
+                return out
+            self.resend.popleft()
+        return None
+
+    def _is_held(self, out: Out) -> bool:
+        held = self.held.get((out.request.kind, out.request.id)) if self.held else None
+        return held is not None and out.number > held.number
 
     # ---- full mailboxes --------------------------------------------------------------------------------------------
 
@@ -197,15 +209,10 @@ class Lane(ABC, Generic[Out]):
             held.number = min(held.number, out.number)
         return held
 
-    def from_held(self, key: EntityKey) -> list[tuple[Out, int]]:
-        """What is held of that entity, in order, each with its `prev`."""
-        numbers = self._by_entity[key]
+    def from_held(self, key: EntityKey) -> list[Out]:
+        """What is held of that entity, in order."""
         first = self.held[key].number
-        return [
-            (self.unanswered[number], numbers[place - 1] if place else 0)
-            for place, number in enumerate(numbers)
-            if number >= first
-        ]
+        return [self.unanswered[number] for number in self._by_entity[key] if number >= first]
 
     # ---- ends ------------------------------------------------------------------------------------------------------
 
@@ -238,7 +245,7 @@ class Lane(ABC, Generic[Out]):
 class CommandLane(Lane[OutgoingCommand]):
     """A client's commands to one shard."""
 
-    __slots__ = ("_backlog_first", "_ready", "busy")
+    __slots__ = ("_backlog_first", "_ready", "busy", "refused")
 
     def __init__(self, shard: int) -> None:
         super().__init__(shard)
@@ -247,6 +254,8 @@ class CommandLane(Lane[OutgoingCommand]):
         """Busy entities for whose commands there may be room."""
         self._backlog_first = True
         """Busy entities and the backlog take turns."""
+        self.refused: list[tuple[OutgoingCommand, float]] = []
+        """Taken out of what waits, since there is not time enough for them; and how many seconds they would wait."""
 
     def next(self, width: int, mailbox_max: int, now: float) -> deque[OutgoingCommand] | None:
         if len(self._entered) >= width:
@@ -268,8 +277,8 @@ class CommandLane(Lane[OutgoingCommand]):
         while self._ready:
             key = next(iter(self._ready))
             pace = self.busy.get(key)
-            while pace is not None and pace.waiting and pace.waiting[0].deadline <= now:
-                pace.waiting.popleft()  # it is about to be given up: nobody would hear of it any more
+            while pace is not None and pace.waiting and self._too_late(key, pace, pace.waiting[0], now):
+                pace.waiting.popleft()
             if pace is not None and pace.waiting and self._has_room(key, pace, width, mailbox_max):
                 return pace.waiting
             del self._ready[key]
@@ -290,9 +299,22 @@ class CommandLane(Lane[OutgoingCommand]):
                     return backlog
                 pace = self.busy[key] = Pace(now)
             if not pace.waiting and self._has_room(key, pace, width, mailbox_max, out):
-                return backlog
-            pace.waiting.append(backlog.popleft())
+                if not self._too_late(key, pace, out, now):
+                    return backlog
+                backlog.popleft()
+            else:
+                pace.waiting.append(backlog.popleft())
         return None
+
+    def _too_late(self, key: EntityKey, pace: Pace[OutgoingCommand], out: OutgoingCommand, now: float) -> bool:
+        """It need not be sent: it is about to be given up, or its answer would come after that."""
+        if out.deadline <= now:
+            return True
+        wait_s = pace.wait_s(len(self._by_entity.get(key, ())))
+        if out.deadline - now >= MARGIN * wait_s:
+            return False
+        self.refused.append((out, wait_s))
+        return True
 
     def _has_room(
         self,
@@ -319,7 +341,7 @@ class CommandLane(Lane[OutgoingCommand]):
 
     @property
     def waits(self) -> bool:
-        return bool(self.backlog or self._ready)
+        return bool(self.backlog or self.resend or self._ready)
 
     def waiting(self) -> list[OutgoingCommand]:
         """All that has not entered, those to one entity in order."""
@@ -336,7 +358,7 @@ class CommandLane(Lane[OutgoingCommand]):
         self._look_at(key)
 
     def answered(self, out: OutgoingCommand, now: float) -> None:
-        """The shard answered it. Before `settle`, and needed only while there is anybody `busy`."""
+        """It ran, or was refused. Before `settle`, and needed only while there is anybody `busy`."""
         pace = self.busy.get((out.request.kind, out.request.id))
         if pace is not None:
             pace.answered(now)

@@ -15,8 +15,9 @@ import msgspec
 
 from ..actors.settings import Settings
 from ..actors.world import World
-from ..sharding.messages import Message
+from ..sharding.messages import Call, Credit, Message
 from .connection import Connection
+from .credits import Allowance
 from .handshake import ClientHandshake, ClientTerms, End, Refusal
 from .network import Network
 from .token import Token
@@ -70,6 +71,8 @@ class Link(Connection):
         self.address = address
         self.refusal: Refusal | None = None
         """Why the handshake failed, None when it did not (or not by a refusal)."""
+        self.allowance = Allowance()
+        """How many calls it may send."""
         self._listener = listener
         self._network = access.network
         terms = ClientTerms(
@@ -100,6 +103,11 @@ class Link(Connection):
         """The session that it asked to go on with; 0 for a new one."""
         return self._client_handshake.hello.client
 
+    def carry(self, call: Call) -> None:
+        """Send a call, for which there is room in the allowance."""
+        self.allowance.sent(len(call.arguments))
+        self.send(call)
+
     @property
     def congested(self) -> bool:
         """The host takes less than is sent: what is sent now waits in this process's memory."""
@@ -120,6 +128,7 @@ class Link(Connection):
 
     def _opened(self, welcome: Welcome) -> None:
         self._trust(FROM_HOST, welcome.frame_bytes_max)
+        self.allowance.granted(Credit(welcome.window_commands, welcome.window_bytes))
         self._listener.welcomed(self, welcome)
 
     def _arrived(self, messages: list[Any]) -> None:

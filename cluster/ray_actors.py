@@ -115,6 +115,7 @@ class HostActor:
             "address": running.address,
             "node": self._spec.node,
             "version": self._spec.version or "",
+            "kinds": sorted(running.host.kinds),
             "pid": os.getpid(),
             "token_file": self._spec.token_file,
         }
@@ -127,7 +128,7 @@ class HostActor:
             **self.info(),
             "shards": len(host.shards),
             "shards_in_all": host.settings.shards,
-            "entities": sum(len(shard.residents) for shard in list(host.shards.values())),
+            "entities": host.entities,
             "lease_valid": host.lease.valid(),
             "connections": running.server.connections,
             "log_row": host.commits.n,
@@ -192,8 +193,8 @@ class CoordinatorActor:
         return msgspec.json.encode(Launch(spec, ray_adapter.this_runtime_env(), self._stopping))
 
     def ownership(self) -> dict[str, Any] | None:
-        """Living hosts, shards and moves under way as the stores have them now, and `silent`: the numbers of databases
-        that do not answer. None while none is opened yet."""
+        """Living hosts, shards, moves under way and pins as the stores have them now, and `silent`: the stripes whose
+        databases do not answer. None while none is opened yet."""
         found: dict[str, Any] | None = self._own.ask(self._ownership()).result()
         return found
 
@@ -219,17 +220,24 @@ class CoordinatorActor:
                     "draining": host.draining,
                 }
                 for stripe, part in several
-                for host in (part[0] if part is not None else ())
+                for host in (part.hosts if part is not None else ())
             ],
             "moves": [
-                {"stripe": stripe, **move} for stripe, part in several for move in (part[1] if part is not None else ())
+                {"stripe": stripe, **move}
+                for stripe, part in several
+                for move in (part.moves if part is not None else ())
+            ],
+            "pins": [
+                {"stripe": stripe, **msgspec.structs.asdict(pin), "alone": pin.is_alone}
+                for stripe, part in several
+                for pin in (part.pins if part is not None else ())
             ],
         }
 
     def shards(self) -> list[dict[str, Any]] | None:
         """Every shard's row in its store: `shard`, `stripe`, `state`, `owner` and `address` (who has it, or is to claim
-        it), `epoch`, `target` and `position`. Those in a store that does not answer are left out; None when none
-        does."""
+        it), `epoch`, `target`, `position` and `pin`. Those in a store that does not answer are left out; None when
+        none does."""
         found: list[dict[str, Any]] | None = self._own.ask(self._shards()).result()
         return found
 
@@ -247,6 +255,7 @@ class CoordinatorActor:
                 "epoch": row.epoch,
                 "target": row.target,
                 "position": row.position,
+                "pin": row.pin,
             }
             for stripe, part in enumerate(found)
             for row, address in part or ()
@@ -272,6 +281,22 @@ class CoordinatorActor:
             "starting": sum(starting for _, starting in left),
             "refused": "",
         }
+
+    def pin(self, shard: int, node: str | None) -> dict[str, Any]:
+        """Give a shard a host for itself, on that node or ("") on any, or take that back (None). Returns why it cannot
+        be (`refused`, one line), and the pin that the shard has in the store now (`pin`)."""
+        found: dict[str, Any] = self._own.ask(self._pin(shard, node)).result()
+        return found
+
+    async def _pin(self, shard: int, node: str | None) -> dict[str, Any]:
+        shards = self._spec.settings["shards"]
+        if not 0 <= shard < shards:
+            return {"refused": f"shard {shard} does not exist: there are shards 0 to {shards - 1}", "pin": None}
+        try:
+            refused, pin = await self._keepers[shard % len(self._keepers)].pin(shard, node)
+        except StoreError as error:
+            raise ray_adapter.RayProblem(f"the store does not answer: {error}") from None
+        return {"refused": refused, "pin": pin}
 
     def pending(self) -> dict[str, int] | None:
         """How much the tables hold that goes on with the next start: `commands`, `messages`, `dead_letters`. All there

@@ -117,6 +117,19 @@ def nodes() -> list[Node]:
     ]
 
 
+def find_node(nodes: Sequence[Node], named: str) -> Node:
+    """The one node that is meant by (the beginning of) its Ray ID, its hostname, or its IP address. Raises
+    `RayProblem` when there is none, or more than one."""
+    found = [node for node in nodes if named in (node.hostname, node.address)]
+    found = found or [node for node in nodes if named and node.id.startswith(named.lower())]
+    if len(found) == 1:
+        return found[0]
+    listed = ", ".join(f"{node.id[:12]} ({node.hostname}, {node.address})" for node in found or nodes)
+    if found:
+        raise RayProblem(f"{named!r} means {len(found)} nodes, name one by its ID: {listed}")
+    raise RayProblem(f"no node of this Ray cluster is {named!r}; there are {listed}")
+
+
 def draining_nodes() -> frozenset[str]:
     """IDs of nodes that Ray is about to lose: a preemption notice, its autoscaler, `ray drain-node`, or (2.60) a
     SIGTERM to `ray start --block`. Ray never takes that back, and ends such a node when nothing of it is used.

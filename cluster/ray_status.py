@@ -62,8 +62,10 @@ def status(app_name: str) -> dict[str, Any]:
     `stripes` (how many databases), `silent` (which of them do not answer), `served`, `hosts` (each with `stripe`,
     `incarnation`, `address`, `node`, `version`, `state`, and if it answers `pid`,
     `shards`, `entities`, `lease_valid`, `connections`, `log_row`, `checkpoints`,
-    `hot`: see `Host.hot`), `moves` (under way: `stripe`, `shard`, `from`,
-    `to`, `why`, `since_s`), `url`, `token_file`, `coordinator` (it answers) and `problem` (what it knows to be wrong).
+    `hot`: see `Host.hot`), `moves` (under way: `stripe`, `shard`, `from`, `to`, `why`,
+    `since_s`), `pins` (each a `PinState`, and
+    whether the shard is `alone`), `url`, `token_file`, `coordinator` (it answers) and `problem` (what it knows to be
+    wrong).
 
     States of a host: live; draining (it loses its shards); condemned (it answers, and owns nothing any more); no
     answer; unknown (nobody could be asked). Raises `Unavailable` when nothing of the app runs, `RayProblem` when Ray
@@ -98,6 +100,7 @@ def status(app_name: str) -> dict[str, Any]:
         "served": sum(host["shards"] for host in hosts),
         "hosts": hosts,
         "moves": ownership["moves"] if ownership else [],
+        "pins": ownership["pins"] if ownership else [],
         "url": "tcp://" + ",".join(host["address"] for host in hosts if _key(host) in answered),
         "token_file": next((host["token_file"] for host in answered.values()), ""),
         "coordinator": handle is not None,

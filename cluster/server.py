@@ -20,11 +20,13 @@ from typing import Any, Protocol
 import msgspec
 
 from ..actors.errors import StoreError
+from ..actors.outage import Outage
 from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.stripes import ONLY, Stripe
-from ..sharding.messages import Message, Peer
+from ..sharding.messages import Answer, Call, Credit, Message, Moved, OutOfOrder, Peer
 from .connection import UNSENT_BYTES, Connection
+from .credits import Grant
 from .handshake import End, HostHandshake, HostTerms, Refusal
 from .network import Listener, Network
 from .token import Token
@@ -70,6 +72,7 @@ class ServerConnection(Connection):
         self._server = server
         self._host_handshake = HostHandshake(server.terms, server.token, server.world.entropy(NONCE_BYTES))
         self._hello: Hello | None = None
+        self._grant = Grant(Credit(0, 0), server.settings.window_commands, server.settings.window_bytes)
         self._client = 0
         self._told = False
         """The receiver knows of this peer."""
@@ -86,6 +89,25 @@ class ServerConnection(Connection):
     @property
     def generation(self) -> int:
         return 0 if self._hello is None else self._hello.generation
+
+    def reply(self, call: Call, message: Answer | Moved | OutOfOrder) -> None:
+        self.send(message)
+        if self._grant.give_back(len(call.arguments)):
+            self.send(self._grant.credit())
+
+    def forget(self, call: Call) -> None:
+        if self._grant.give_back(len(call.arguments)):
+            self.send(self._grant.credit())
+
+    def narrow(self, share: float) -> None:
+        """Grant only this share of the window from now on; 1: all. A host has all: a turn may wait for its asks."""
+        if self._hello is not None and self._grant.narrow(1.0 if self._hello.role == "host" else share):
+            self.send(self._grant.credit())
+
+    @property
+    def grant(self) -> Grant:
+        """What it may send, and what of that is not answered yet."""
+        return self._grant
 
     def hold(self) -> None:
         """Read nothing more from this peer until `release`: it is over its budget."""
@@ -154,8 +176,10 @@ class ServerConnection(Connection):
     async def _admitted(self, client: int) -> None:
         try:
             effects = self._host_handshake.admitted(await self._server.receiver.admit(client))
+            self._server.sessions.worked(self._world.monotonic(), "sessions are looked up again, after %.1f s")
         except StoreError as error:
-            _log.warning("%s: cannot look up the session of client %d: %s", self.name, client, error)
+            what = "%s: cannot look up the session of client %d: %s"
+            self._server.sessions.failed(self._world.monotonic(), what, self.name, client, error)
             effects = self._host_handshake.refuse(Refusal.BUSY, "the store does not answer: try again")
         except Exception:  # noqa: BLE001 - logged, and the peer must not wait for ever for what will not come
             _log.exception("%s: looking up the session of client %d failed", self.name, client)
@@ -174,10 +198,20 @@ class ServerConnection(Connection):
         coordinator = hello.role == "coordinator"
         self._trust(FROM_COORDINATOR if coordinator else FROM_CLIENT, hello.frame_bytes_max)
         self._told = True
+        limits = Credit(welcome.window_commands, welcome.window_bytes)
+        self._grant = Grant(limits, self._settings.window_commands, self._settings.window_bytes)
         self._server.receiver.connected(self)
+        self.narrow(self._server.window_share)
         self.steer()  # the server may be held
 
     def _arrived(self, messages: list[Any]) -> None:
+        sizes = [len(message.arguments) for message in messages if type(message) is Call]
+        if sizes and not self._grant.take(len(sizes), sum(sizes), sizes[-1]):
+            self.close(
+                f"more was sent than the {self._grant.commands} calls and {self._grant.bytes} bytes of arguments that "
+                f"were granted: nothing of the last {len(sizes)} calls ran; those before may have run"
+            )
+            return
         self._server.receiver.received(self, messages)
 
     def _refused(self, end: End) -> None:
@@ -210,6 +244,8 @@ class Server:
         self.token = token
         self.settings = settings
         self.world = world
+        self.sessions = Outage(_log)
+        """Whether those of new clients can be looked up."""
         self.terms = HostTerms(
             app=app,
             incarnation=0,
@@ -235,6 +271,8 @@ class Server:
         """Their sum: never less than what waits."""
         self.held = False
         """No client is read from."""
+        self.window_share = 1.0
+        """Of the window of each client, what is granted now."""
 
     async def listen(self, host: str, port: int) -> str:
         """Take the port (0: any free one) and return the address. Raises `OSError` when it cannot."""
@@ -256,11 +294,32 @@ class Server:
         """Those that have not proved the token yet."""
         return len(self._unproved)
 
+    @property
+    def unanswered(self) -> tuple[int, int]:
+        """Calls that came over the open connections and are neither answered nor sent back, and the bytes of their
+        arguments."""
+        grants = [connection.grant for connection in self._connections]
+        return sum(grant.held_commands for grant in grants), sum(grant.held_bytes for grant in grants)
+
     def hold(self, held: bool = True) -> None:
         """Stop reading from all clients: the host is over its budget. They notice by waiting. False: go on."""
         self.held = held
         for connection in self._connections:
             connection.steer()
+
+    def narrow(self, share: float) -> None:
+        """Grant every client only this share of its window from now on; 1: all of it."""
+        if share == self.window_share:
+            return
+        self.window_share = share
+        settings = self.settings
+        self.terms = msgspec.structs.replace(
+            self.terms,
+            window_commands=max(1, int(settings.window_commands * share)),
+            window_bytes=max(1, int(settings.window_bytes * share)),
+        )
+        for connection in self._connections:
+            connection.narrow(share)
 
     def close(self, reason: str) -> None:
         """Say Goodbye to all, and stop listening. Only for a process that ends: see the rule above."""

@@ -1,8 +1,8 @@
 """A store as one file (persistence/export_format.py), as of one moment: that of a stopped app, after its last commit.
 
 Everything is taken over first, as the next start would (sharding/charge.py), so that what is only in logs comes along
-and the shards stand still; then the tables are read. Where an app runs on SQLite, that is done to a copy of the store
-(sqlite_backup.py): the export is of the moment at which the copy was taken.
+and the shards stand still; then the tables are read. Where an app runs, that is done to a copy of the store as of one
+instant (sqlite_backup.py, store_copy.py): the export is of that instant, with every command acknowledged before it.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import IO
 from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.export_format import ExportWriter, Head, Session, ShardEnd
-from ..persistence.spi import Store
+from ..persistence.spi import Snapshots, Store
 from ..persistence.sqlite import SQLiteStore
 from ..persistence.tables import Table
 from ..sharding.charge import StoreInUse, in_charge, quiet_holders
+from .store_copy import copied
 from .store_walk import Tell, pages
 
 
@@ -58,24 +59,38 @@ async def export_store(
 
 
 @contextlib.asynccontextmanager
-async def standing_still(store: Store, app: str, settings: Settings, folder: Path, tell: Tell) -> AsyncIterator[Store]:
+async def standing_still(
+    store: Store, app: str, settings: Settings, world: World, folder: Path, tell: Tell
+) -> AsyncIterator[Store]:
     """The opened store, or where an app runs on it, a copy that is made in `folder` and removed
     afterwards. Raises `StoreInUse` for a running store that cannot be copied here."""
     try:
         await quiet_holders(store, settings.lease_s)
     except StoreInUse:
-        if not isinstance(store, SQLiteStore):
+        if not isinstance(store, SQLiteStore | Snapshots):
             raise
         with tempfile.TemporaryDirectory(prefix=".atoll-export-", dir=folder) as temporary:
-            await store.backup(Path(temporary) / "store", tell)
-            copy = SQLiteStore(Path(temporary) / "store")
-            await copy.open(app, settings.shards, store.stripe)
-            try:
+            async with _copy_of(store, app, settings, world, Path(temporary) / "store", tell) as copy:
                 yield copy
-            finally:
-                await copy.close()
     else:
         yield store
+
+
+@contextlib.asynccontextmanager
+async def _copy_of(
+    store: SQLiteStore | Snapshots, app: str, settings: Settings, world: World, folder: Path, tell: Tell
+) -> AsyncIterator[Store]:
+    if isinstance(store, Snapshots):
+        async with copied(store, app, settings, world, folder, tell) as copy:
+            yield copy
+        return
+    await store.backup(folder, tell)
+    backup = SQLiteStore(folder)
+    await backup.open(app, settings.shards)
+    try:
+        yield backup
+    finally:
+        await backup.close()
 
 
 @contextlib.contextmanager

@@ -9,24 +9,22 @@ the import, and the store stays nobody's.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from io import SEEK_END
-from typing import IO, Any
+from typing import IO
 
 import msgspec
 
 from ..actors.errors import IncompatibleStore
 from ..actors.settings import Settings
 from ..persistence.export_format import DamagedExport, ExportedRow, ExportReader, Head, Session, ShardEnd, check_whole
-from ..persistence.records import ClientRow, Commit, OutboxRow, TimerRow
-from ..persistence.spi import CheckpointEnd, Numbers, Store, TableWrite, loading_name
-from ..persistence.tables import Table, TableRow, payload_bytes, position_of
+from ..persistence.records import ClientRow, OutboxRow, TimerRow
+from ..persistence.spi import Numbers, Store, loading_name
+from ..persistence.tables import TableRow
 from ..sharding.hashing import shard_of
+from .store_batch import TableBatch
 from .store_walk import Tell
 
 NUMBER_MAX = 2**63 - 1
-_FIELDS = {Table.NAMED: "named"}
-"""Fields of `TableWrite` that are not called as their table."""
 
 
 async def import_store(store: Store, file: IO[bytes], *, app: str, settings: Settings, tell: Tell) -> int:
@@ -61,7 +59,7 @@ async def import_store(store: Store, file: IO[bytes], *, app: str, settings: Set
 
 async def _load(store: Store, reader: ExportReader, head: Head, size: int, tell: Tell, settings: Settings) -> int:
     sessions: dict[int, int] = {}
-    batch = _Batch(0)
+    batch = TableBatch(0)
     rows = 0
     for item in reader:
         match item:
@@ -83,51 +81,12 @@ async def _load(store: Store, reader: ExportReader, head: Head, size: int, tell:
                 if shard != batch.shard or batch.highest > position:
                     raise DamagedExport(f"shard {shard} ends at {position}, out of order or before what it holds")
                 await store.load([batch.taken(epoch, position)])
-                batch = _Batch(shard + 1)
+                batch = TableBatch(shard + 1)
                 tell(reader.bytes_read, size)
     if batch.shard != head.shards or len(sessions) != head.sessions:
         raise DamagedExport(f"there are {batch.shard} shards and {len(sessions)} sessions: some are missing")
     await store.finish_load(head.app, head.numbers, sessions)
     return rows
-
-
-class _Batch:
-    """What the next transaction writes of one shard."""
-
-    def __init__(self, shard: int) -> None:
-        self.shard = shard
-        self.highest = 0
-        """The highest position that a row of the shard names."""
-        self._commits_to = 0
-        self._clear()
-
-    def _clear(self) -> None:
-        self._rows: defaultdict[str, list[Any]] = defaultdict(list)
-        self._commits: list[Commit] = []
-        self.rows = 0
-        self.bytes = 0
-
-    def add(self, table: Table, row: TableRow) -> None:
-        if isinstance(row, Commit):
-            if row.position <= self._commits_to:
-                raise DamagedExport(f"history of shard {self.shard}: {row.position} follows {self._commits_to}")
-            self._commits_to = row.position
-            self._commits.append(row)
-        else:
-            self._rows[_FIELDS.get(table, table.value)].append(row)
-        self.highest = max(self.highest, position_of(row))
-        self.rows += 1
-        self.bytes += payload_bytes(row)
-
-    def taken(self, epoch: int = 0, position: int = 0) -> TableWrite:
-        """The write, after which the batch is empty. What has commits moves p to the last of them, so that a repeat
-        does not add them twice."""
-        through = max(position, self._commits_to)
-        end = CheckpointEnd(through, tuple(self._commits)) if position or epoch or self._commits else None
-        fields: dict[str, Any] = {field: tuple(rows) for field, rows in self._rows.items()}
-        write = TableWrite(self.shard, epoch, end=end, **fields)
-        self._clear()
-        return write
 
 
 def _check_numbers(item: Numbers | Session | ShardEnd | TableRow) -> None:

@@ -43,7 +43,7 @@ from ..sharding.messages import (
     TableUpdate,
 )
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 """Both ends must speak the same one; it changes when a field changes its meaning or goes away."""
 
 HANDSHAKE_FRAME_BYTES_MAX = 4096
@@ -119,6 +119,7 @@ class Welcome(msgspec.Struct, array_like=True, tag=19, frozen=True, gc=False):
     incarnation: Natural
     shards: Natural
     window_commands: Natural
+    """The first limits of this connection, in calls and in bytes of arguments (credits.py)."""
     window_bytes: Natural
     shard_window: Natural
     mailbox_commands_max: Natural

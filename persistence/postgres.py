@@ -9,7 +9,8 @@ Positions and seals must never go back: see postgres_meta.py for what a promoted
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
 from ..actors.errors import CorruptRecord
 from . import (
@@ -23,7 +24,7 @@ from . import (
 )
 from .host_rows import never_registered
 from .postgres_entities import EntityReads
-from .postgres_link import Lane, Life, Link, life_of, log
+from .postgres_link import Lane, Life, Link, Still, life_of, log
 from .postgres_meta import (
     check_durable,
     check_promotion,
@@ -46,10 +47,12 @@ from .spi import (
     PendingWork,
     ProcessIdentity,
     ShardRow,
+    Store,
     TableWrite,
 )
 from .stripes import ONLY, Stripe
 from .tables import Key, Table, TableRow
+from .urls import split_pooler
 
 
 class PostgresStore:
@@ -58,12 +61,13 @@ class PostgresStore:
 
     def __init__(self, url: str) -> None:
         """`url`: `postgresql://USER[:PASSWORD]@HOST[:PORT][,HOST...]/DATABASE[?sslmode=verify-full&...]`, as libpq has
-        it; options that are none of libpq's become settings of the session."""
+        it, and `pooler=` (urls.py); other options become settings of the session. Raises `ValueError`."""
+        split_pooler(url)
         self.url = url
         self._app = ""
         self._shards = 0
         self._stripe = ONLY
-        self._link: Link | None = None
+        self._link: Link | Still | None = None
         self._life: Life | None = None
         self._synchronous = False
         self._reads: dict[asyncio.AbstractEventLoop, EntityReads] = {}
@@ -124,7 +128,7 @@ class PostgresStore:
             self._life = life
 
     @property
-    def _opened(self) -> Link:
+    def _opened(self) -> Link | Still:
         if self._link is None:
             raise RuntimeError("this store is not open: await store.open(app, shards) first")
         return self._link
@@ -339,6 +343,16 @@ class PostgresStore:
         return frozenset(gone)
 
     # ---- upkeep: a store as a whole --------------------------------------------------------------------------
+    @contextlib.asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Store]:
+        """See `Snapshots.snapshot`."""
+        link = self._opened
+        assert isinstance(link, Link), "a snapshot of a snapshot"
+        async with link.still() as still:
+            shown = PostgresStore(self.url)
+            shown._app, shown._shards, shown._stripe, shown._link = self._app, self._shards, self._stripe, still
+            yield shown
+
     async def scan(self, table: Table, shard: int, after: Key | None, limit: int) -> list[TableRow]:
         self._check_shards((shard,))
         async with self._opened.snapshot(Lane.READ) as connection:

@@ -14,7 +14,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from ..actors.errors import CorruptRecord, StoreUnavailable
-from .postgres_link import Lane, Link
+from .postgres_link import Lane, Link, Still
 from .postgres_tables import read_entities
 from .table_rows import entity_row
 
@@ -33,7 +33,7 @@ Wanted = tuple[int, str, str]
 class EntityReads:
     """Of one event loop."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link | Still) -> None:
         self._link = link
         self._turns = asyncio.Semaphore(STATEMENTS)
         self._waiting: dict[asyncio.Future[EntityRow | None], Wanted] = {}

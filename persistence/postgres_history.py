@@ -24,12 +24,12 @@ SELECT i.first_position, i.first_seq, i.last_seq, h.last_position, h.row
 FROM history_by_entity i LEFT JOIN history h ON h.shard = i.shard AND h.first_position = i.first_position
 WHERE i.shard = $1 AND i.kind = $2 AND i.id = $3 AND i.last_seq > $4 ORDER BY i.last_seq
 """
+_PAGE_OF_ENTITY = f"{_PIECES_OF_ENTITY} LIMIT $5"
 # Pieces do not overlap: the first one that can matter is the last that begins at or before the position.
+_FIRST_PIECE = "SELECT coalesce(max(first_position), 0) FROM history WHERE shard = $1 AND first_position <= $2"
 _PIECES_OF_SHARD = """
-SELECT first_position, last_position, row FROM history
-WHERE shard = $1 AND first_position >= coalesce(
-    (SELECT max(first_position) FROM history WHERE shard = $1 AND first_position <= $2), 0)
-ORDER BY first_position
+SELECT first_position, last_position, row FROM history WHERE shard = $1 AND first_position >= $2
+ORDER BY first_position LIMIT $3
 """
 _SHORTEN_ENTRY = """
 UPDATE history_by_entity SET first_seq = $5 WHERE shard = $1 AND kind = $2 AND id = $3 AND last_seq = $4
@@ -92,16 +92,9 @@ async def delete_commits_slice(connection: Connection, shard: int, kind: str, id
 async def read_few_commits(
     connection: Connection, shard: int, kind: str, id: str, after_seq: int, to_seq: int | None, limit: int | None
 ) -> list[Commit] | None:
-    """In one round trip, as of one instant; None when there is more than that should bring."""
-    pieces = await connection.fetch(
-        f"{_PIECES_OF_ENTITY} LIMIT {READ_PIECES + 1}", shard, kind.encode(), id.encode(), after_seq
-    )
-    if len(pieces) > READ_PIECES:
-        return None
+    """In one round trip, as of one instant; None when there may be more than that brings."""
     wanted = _Wanted(shard, kind, id, after_seq, to_seq, limit)
-    for piece in pieces:
-        wanted.take(*piece)
-    return wanted.found
+    return None if await _page(connection, wanted) else wanted.found
 
 
 async def read_commits(
@@ -109,11 +102,16 @@ async def read_commits(
 ) -> list[Commit]:
     """Inside a snapshot."""
     wanted = _Wanted(shard, kind, id, after_seq, to_seq, limit)
-    pieces = connection.cursor(_PIECES_OF_ENTITY, shard, kind.encode(), id.encode(), after_seq, prefetch=READ_PIECES)
-    async for piece in pieces:
-        if not wanted.take(*piece):
-            break
+    while await _page(connection, wanted):
+        pass
     return wanted.found
+
+
+async def _page(connection: Connection, wanted: _Wanted) -> bool:
+    """True when there may be more."""
+    shard, kind, id = wanted.entity
+    pieces = await connection.fetch(_PAGE_OF_ENTITY, shard, kind.encode(), id.encode(), wanted.after_seq, READ_PIECES)
+    return all(wanted.take(*piece) for piece in pieces) and len(pieces) == READ_PIECES
 
 
 class _Wanted:
@@ -121,33 +119,36 @@ class _Wanted:
 
     def __init__(self, shard: int, kind: str, id: str, after_seq: int, to_seq: int | None, limit: int | None) -> None:
         self.found: list[Commit] = []
-        self._entity = shard, kind, id
-        self._after_seq = after_seq
+        self.entity = shard, kind, id
+        self.after_seq = after_seq
+        """Of what is still to come."""
         self._to_seq = to_seq
         self._limit = limit
 
     def take(self, first_position: int, first_seq: int, last_seq: int, last_position: Any, blob: Any) -> bool:
         """One piece; False when nothing of it or of later ones is wanted."""
-        shard, kind, id = self._entity
+        shard, kind, id = self.entity
         to_seq, limit = self._to_seq, self._limit
         if (to_seq is not None and first_seq > to_seq) or (limit is not None and len(self.found) >= limit):
             return False
         piece = piece_commits(shard, first_position, last_position, blob)
         own = own_commits(shard, first_position, piece, kind, id, (first_seq, last_seq))
-        self.found += [c for c in own if self._after_seq < c.seq and (to_seq is None or c.seq <= to_seq)]
+        self.found += [c for c in own if self.after_seq < c.seq and (to_seq is None or c.seq <= to_seq)]
         if limit is not None:
             del self.found[max(limit, 0) :]
+        self.after_seq = max(self.after_seq, last_seq)
         return True
 
 
 async def read_history(connection: Connection, shard: int, after_position: int, limit: int | None) -> list[Commit]:
     """Inside a snapshot."""
     found: list[Commit] = []
-    async for first_position, last_position, blob in connection.cursor(
-        _PIECES_OF_SHARD, shard, after_position, prefetch=READ_PIECES
+    begin = await connection.fetchval(_FIRST_PIECE, shard, after_position)
+    while (limit is None or len(found) < limit) and (
+        pieces := await connection.fetch(_PIECES_OF_SHARD, shard, begin, READ_PIECES)
     ):
-        if limit is not None and len(found) >= limit:
-            break
-        piece = piece_commits(shard, first_position, last_position, blob)
-        found += [commit for commit in piece if commit.position > after_position]
+        for first_position, last_position, blob in pieces:
+            piece = piece_commits(shard, first_position, last_position, blob)
+            found += [commit for commit in piece if commit.position > after_position]
+        begin = pieces[-1]["first_position"] + 1
     return found if limit is None else found[: max(limit, 0)]

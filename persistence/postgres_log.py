@@ -1,17 +1,13 @@
 """The logs in PostgreSQL: one table, whose key (incarnation, n) is fence, idempotence and order at once.
 
-What its rows are stands in log_marks.py. An append is one INSERT in one round trip that commits by itself. It succeeds
-only right above the newest committed row, and only if that is no seal: `seal` is NULL, and so refused, in every other
-case. Whoever comes second at an n waits for the first one's commit and meets a taken key. So nobody overwrites, leaves
-a gap, or steps over a seal, and no lock outlives a statement.
+What its rows are stands in log_marks.py. An append is one INSERT in one round trip that commits by itself. It inserts
+only right above the newest committed row, and only if that is no seal, else nothing. Whoever comes second at an n waits
+for the first one's commit and meets a taken key. So nobody overwrites, leaves a gap, or steps over a seal.
 """
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
-
-import asyncpg
 
 from .host_rows import never_registered
 from .log_marks import batches, birth_blob, check_refused, check_seal, seal_blob
@@ -27,13 +23,17 @@ DELETE_ROWS_MAX = 1000
 
 _INSERT = """
 INSERT INTO log (incarnation, n, seal, content)
-VALUES ($1, $2, (SELECT CASE WHEN n = $2::bigint - 1 AND NOT seal THEN $4::boolean END
-                 FROM log WHERE incarnation = $1 ORDER BY n DESC LIMIT 1), $3)
+SELECT $1, $2::bigint, $4::boolean, $3::bytea
+FROM (SELECT n, seal FROM log WHERE incarnation = $1 ORDER BY n DESC LIMIT 1) AS newest
+WHERE newest.n = $2 - 1 AND NOT newest.seal
+ON CONFLICT DO NOTHING
 """
+_INSERTED = "INSERT 0 1"
 _NEWEST = """
 SELECT n, seal, content, (SELECT content FROM log WHERE incarnation = $1 AND n = $2) AS there
 FROM log WHERE incarnation = $1 ORDER BY n DESC LIMIT 1
 """
+_PAGE = "SELECT n, seal, content FROM log WHERE incarnation = $1 AND n > $2 ORDER BY n LIMIT $3"
 _DELETE = """
 DELETE FROM log WHERE incarnation = $1 AND n IN (
     SELECT n FROM log
@@ -41,7 +41,6 @@ DELETE FROM log WHERE incarnation = $1 AND n IN (
       AND n < (SELECT n FROM log WHERE incarnation = $1 AND NOT seal ORDER BY n DESC LIMIT 1)
     ORDER BY n LIMIT $3)
 """
-_REFUSED = (asyncpg.UniqueViolationError, asyncpg.NotNullViolationError)
 
 
 async def create(connection: Connection, app: str, incarnation: int) -> None:
@@ -55,9 +54,7 @@ async def create(connection: Connection, app: str, incarnation: int) -> None:
 
 async def append(connection: Connection, incarnation: int, n: int, content: bytes) -> None:
     """See `Store.append`."""
-    try:
-        await connection.execute(_INSERT, incarnation, n, content, False)
-    except _REFUSED:
+    if await connection.execute(_INSERT, incarnation, n, content, False) != _INSERTED:
         newest = await _newest(connection, incarnation, n)
         check_refused(incarnation, n, content, newest=newest["n"], sealed=newest["seal"], stands_there=newest["there"])
 
@@ -71,10 +68,9 @@ async def seal(connection: Connection, incarnation: int) -> int:
         if newest["seal"]:
             check_seal(incarnation, n, newest["content"])
             return n
-        # Refused when an append was faster: then once more. A writer needs an answer between two appends, so it cannot
-        # be faster for ever.
-        with contextlib.suppress(*_REFUSED):
-            await connection.execute(_INSERT, incarnation, n + 1, seal_blob(incarnation, n + 1), True)
+        # Nothing is inserted when an append was faster: then once more. A writer needs an answer between two appends,
+        # so it cannot be faster for ever.
+        await connection.execute(_INSERT, incarnation, n + 1, seal_blob(incarnation, n + 1), True)
 
 
 async def _newest(connection: Connection, incarnation: int, n: int = 0) -> Any:
@@ -86,13 +82,12 @@ async def _newest(connection: Connection, incarnation: int, n: int = 0) -> Any:
 
 async def read(connection: Connection, incarnation: int, after_n: int) -> list[LogRow]:
     """See `Store.read_log`. Inside a snapshot: rows may be dropped meanwhile, and that is no hole."""
-    rows = connection.cursor(
-        "SELECT n, seal, content FROM log WHERE incarnation = $1 AND n > $2 ORDER BY n",
-        incarnation,
-        max(after_n, 0),
-        prefetch=READ_ROWS,
-    )
-    return batches(incarnation, [(row["n"], row["seal"], row["content"]) async for row in rows])
+    rows: list[tuple[int, bool, bytes]] = []
+    after_n = max(after_n, 0)
+    while page := await connection.fetch(_PAGE, incarnation, after_n, READ_ROWS):
+        rows += [(row["n"], row["seal"], row["content"]) for row in page]
+        after_n = page[-1]["n"]
+    return batches(incarnation, rows)
 
 
 async def delete_slice(connection: Connection, incarnation: int, through_n: int) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from ..actors.errors import IncompatibleStore
-from .postgres_link import CONNECT_TIMEOUT_S, NO_ANSWER, life_of, store_error
+from .postgres_link import CONNECT_TIMEOUT_S, NO_ANSWER, connect, life_of, store_error
 from .postgres_meta import accept_life, read_meta, version_of
 from .postgres_schema import MIGRATION_LOCK, VERSIONS_TABLE, check_version, migrations, newer
 from .urls import shown
@@ -23,7 +23,7 @@ async def _as_owner(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record
     """A connection in a transaction that nobody else who migrates this database has at the same time."""
     place = shown(url)
     try:
-        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S)
+        connection = await connect(url)
         try:
             async with connection.transaction():
                 await connection.execute("SELECT pg_advisory_xact_lock($1)", MIGRATION_LOCK)

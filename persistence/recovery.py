@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -51,24 +51,29 @@ async def take_over(store: Store, incarnation: int, claims: Sequence[tuple[int, 
     # p is read after the seals: what the old owner's last checkpoint did is in it, what comes later cannot be. Where
     # there was nobody to seal, nobody but me could write since the claim.
     current = await store.shards() if sealed else claimed
-    rows = {row.shard: row for row in current if row.shard in epochs}
-    tails: dict[int, list[Record]] = defaultdict(list)
-    for owner in sorted(sealed):
-        for log_row in await store.read_log(owner):
-            for record in decode_batch(log_row.content, owner, log_row.n):
-                row = rows.get(record.shard)
-                if row is not None and record.position > row.position:
-                    tails[record.shard].append(record)
     owned = [
         row
-        for shard, row in sorted(rows.items())
+        for row in current
         # else lost again meanwhile
-        if row.state is ShardState.OWNED and row.owner == incarnation and row.epoch == epochs[shard]
+        if row.state is ShardState.OWNED and row.owner == incarnation and row.epoch == epochs.get(row.shard)
     ]
+    return await read_back(store, owned, sealed)
+
+
+async def read_back(store: Store, rows: Sequence[ShardRow], logs: Iterable[int]) -> list[RecoveredShard]:
+    """What tables and logs say of shards that nobody can change meanwhile. `logs`: the incarnations in whose logs
+    something of theirs may stand above p. Raises `CorruptRecord`."""
+    complete = {row.shard: row.position for row in rows}
+    tails: dict[int, list[Record]] = defaultdict(list)
+    for owner in sorted(logs):
+        for log_row in await store.read_log(owner):
+            for record in decode_batch(log_row.content, owner, log_row.n):
+                if record.shard in complete and record.position > complete[record.shard]:
+                    tails[record.shard].append(record)
     recovered = []
-    work = await store.read_pending([row.shard for row in owned])
-    windows = await asyncio.gather(*(store.read_clients(row.shard) for row in owned))
-    for row, pending, clients in zip(owned, work, windows, strict=True):
+    work = await store.read_pending([row.shard for row in rows])
+    windows = await asyncio.gather(*(store.read_clients(row.shard) for row in rows))
+    for row, pending, clients in zip(rows, work, windows, strict=True):
         tail = sorted(tails[row.shard], key=lambda record: record.position)
         position = last_position(row, tail)
         recovered.append(RecoveredShard(row, position, clients, tail, _lay(tail), pending))

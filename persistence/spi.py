@@ -30,7 +30,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -423,4 +424,14 @@ class Store(Protocol):
     async def finish_load(self, app: str, numbers: Numbers, sessions: Mapping[int, int]) -> None:
         """The end of an import: register the sessions (client -> renewals), go on counting where `numbers` ends, and
         make it, last, the store of `app`. To be opened anew after that. A repeat changes nothing."""
+        ...
+
+
+@runtime_checkable
+class Snapshots(Protocol):
+    """A store that can show itself as of one instant."""
+
+    def snapshot(self) -> AbstractAsyncContextManager[Store]:
+        """All that is durable at this instant, and nothing later, to be read only; whoever writes is not disturbed. For
+        minutes, not for days: until its end the server keeps what is overwritten meanwhile."""
         ...

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from urllib.parse import urlsplit, urlunsplit
+import enum
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+
+class Pooler(enum.Enum):
+    """What stands between us and the server, as `?pooler=` says."""
+
+    NONE = ""
+    SESSION = "session"
+    """A connection of ours is one of the server's for as long as it lasts."""
+    TRANSACTION = "transaction"
+    """Each transaction may be given another one."""
 
 
 def is_postgres(url: str) -> bool:
@@ -13,6 +24,23 @@ def database(url: str) -> str:
     """Server and name of a PostgreSQL database, whoever logs in and with whichever options."""
     parts = urlsplit(url)
     return f"{parts.netloc.rpartition('@')[2].lower()}{parts.path}"
+
+
+def split_pooler(url: str) -> tuple[str, Pooler]:
+    """The URL of a PostgreSQL store without our own option, and what that says. Raises `ValueError`."""
+    parts = urlsplit(url)
+    options = parse_qsl(parts.query, keep_blank_values=True)
+    named = [value for name, value in options if name == "pooler"]
+    if not named:
+        return url, Pooler.NONE
+    rest = urlencode([option for option in options if option[0] != "pooler"])
+    try:
+        return urlunsplit(parts._replace(query=rest)), Pooler(named[-1])
+    except ValueError:
+        raise ValueError(
+            f"{shown(url)}: pooler={named[-1]} is neither pooler=session nor pooler=transaction: say how the pooler "
+            "(PgBouncer's pool_mode) is set"
+        ) from None
 
 
 def shown(url: str) -> str:

@@ -40,6 +40,12 @@ class _Nobody:
     def send(self, message: Message) -> None:
         pass
 
+    def reply(self, call: Call, message: Message) -> None:
+        pass
+
+    def forget(self, call: Call) -> None:
+        pass
+
     def hold(self) -> None:
         pass
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -24,7 +24,7 @@ from ..actors.errors import StoreError
 from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.checkpoint import ShardCheckpoint, plan
-from ..persistence.recovery import RecoveredShard, take_over
+from ..persistence.recovery import RecoveredShard, read_back, take_over
 from ..persistence.slices import in_slices
 from ..persistence.spi import Assignment, CheckpointEnd, HostRow, HostState, ShardRow, Store, TableWrite
 from .shard import OwnedShard
@@ -115,6 +115,18 @@ async def _holders(store: Store) -> dict[int, HostRow]:
     return {host.incarnation: host for host in hosts if host.state is HostState.LIVE and host.incarnation in holders}
 
 
+async def what_tables_lack(
+    store: Store, rows: Sequence[ShardRow], settings: Settings, world: World
+) -> AsyncIterator[list[TableWrite]]:
+    """Writes that complete the tables of these shards, in a store that stands still by itself, as a snapshot does.
+    Nothing is taken into hands: they are for a copy."""
+    for some in in_slices(rows, SHARDS_AT_ONCE):
+        for writes in _completing(
+            await read_back(store, some, {o for row in some for o in row.owners}), settings, world
+        ):
+            yield writes
+
+
 async def _take(
     charge: Charge, store: Store, incarnation: int, rows: list[ShardRow], settings: Settings, world: World
 ) -> None:
@@ -124,11 +136,14 @@ async def _take(
     recovered = await take_over(store, incarnation, [(row.shard, row.epoch + 1) for row in rows])
     if len(recovered) < len(rows):
         raise _started()
-    for writes in plan(
-        (_part(shard, world) for shard in recovered), settings.table_write_rows, settings.table_write_bytes
-    ):
+    for writes in _completing(recovered, settings, world):
         await charge.write_all(writes)
     charge.held.update((shard.row.shard, Held(shard.row.epoch, shard.position)) for shard in recovered)
+
+
+def _completing(recovered: Iterable[RecoveredShard], settings: Settings, world: World) -> Iterator[list[TableWrite]]:
+    parts = (_part(shard, world) for shard in recovered)
+    return plan(parts, settings.table_write_rows, settings.table_write_bytes)
 
 
 def _part(recovered: RecoveredShard, world: World) -> ShardCheckpoint:

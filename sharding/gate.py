@@ -34,7 +34,7 @@ class OutputGate:
 
     def _vouch(self, pending: Pending, answer: Answer) -> None:
         if self._lease.valid():
-            pending.peer.send(answer)
+            pending.reply(answer)
         else:
             self._held.append((pending, answer))
 
@@ -46,4 +46,4 @@ class OutputGate:
 
 
 def _send(pending: Pending, answer: Answer) -> None:
-    pending.peer.send(answer)
+    pending.reply(answer)

@@ -23,7 +23,6 @@ from ..actors.errors import Fenced
 from ..actors.kind import EntityKind
 from ..actors.logs import about
 from ..actors.settings import Settings
-from ..actors.turn import Turn
 from ..actors.world import World
 from ..persistence.pending import PendingView
 from ..persistence.records import Record, is_stream
@@ -37,17 +36,16 @@ from .gate import OutputGate
 from .guarded import guarded
 from .intake import Intake
 from .lease import Lease, keep
+from .leaving import Leaving
 from .letters import Letters
-from .log_fields import of_entity
 from .messages import Load, Message, Peer, StripeHosts, TableUpdate
 from .outbox import Courier, Outbox
 from .owed import Owed
 from .ownership import Ownership
 from .paging import Paging
-from .passivation import IdleList
 from .performer import TurnPerformer
-from .pressure import BUDGETS, Pressure, active_max, pressure
-from .resident import NORMAL_LANE, Resident
+from .pressure import BUDGETS, pressure
+from .resident import Resident
 from .retries import until_done
 from .shard import OwnedShard
 from .staging import Staging
@@ -57,11 +55,6 @@ from .turns import Turns
 from .upkeep import Upkeep
 
 log = logging.getLogger("atoll.host")
-
-PASSIVATION_LOOK_S = 1.0
-PASSIVATED_PER_LOOK_MAX = 10_000
-"""So that one look never holds the loop for long; the next look goes on."""
-
 
 HOT = 5
 """Entities and shards that a host names when it is asked for the hottest."""
@@ -100,9 +93,8 @@ class Host:
         stripe listen."""
         self.incarnation = incarnation
         self.address = address
+        self.kinds = kinds
         self.settings = settings
-        self.pressure = Pressure.NONE
-        """How full this process's memory is."""
         self._store_failing = False
         self._stripe_hosts: StripeHosts | None = None
         """What was last said of other stripes' hosts."""
@@ -115,7 +107,6 @@ class Host:
         self._lease_store = store
         self._store = store = guarded(store, world, self._store_fails)
         self._world = world
-        self._idle_list = IdleList(settings.passivate_idle_s, settings.active_entities_max)
         self._tasks: list[asyncio.Task[Any]] = []
         self.commits = CommitPath(
             store,
@@ -125,6 +116,12 @@ class Host:
             self._committed,
             self._about_to_take,
             full=lambda _: self._steer_turns(),
+        )
+        self._leaving = Leaving(
+            commits=self.commits,
+            settings=settings,
+            world=world,
+            schedule=lambda resident: self._turns.schedule(resident),  # noqa: PLW0108 - made below
         )
         self._gate = OutputGate(self.commits, self.lease)
         self._staging = Staging(self.commits, settings)
@@ -164,7 +161,7 @@ class Host:
             resources=resources,
             asker=asker,
             ready=self._ready,
-            idle=self._idle,
+            leaving=self._leaving,
         )
         self._turns = Turns(self._performer, world, settings.runners_max, self._broken, self._accepting.quiet)
         self._accepting.nudge = self._turns.nudge
@@ -188,7 +185,12 @@ class Host:
             lost=lambda shard: self.ownership.close(shard),  # noqa: PLW0108 - made below
         )
         self.budget = Budget(
-            self.shards, settings, world, lambda: self.commits.uncommitted_bytes, lambda: self._turns.held
+            self.shards,
+            settings,
+            world,
+            uncommitted=lambda: self.commits.uncommitted_bytes,
+            stuck=lambda: self._turns.held,
+            expired=self._performer.expired,
         )
         self._intake = Intake(
             kinds=kinds,
@@ -237,7 +239,7 @@ class Host:
             ("commits", self.commits.run),
             ("ownership", self.ownership.run),
             ("upkeep", self.upkeep.run),
-            ("passivation", self._passivate_idle),
+            ("passivation", self._leaving.run),
             ("sessions", self._touch_sessions),
             ("load reports", self._report_load),
             ("timers", self._timers.run),
@@ -327,11 +329,6 @@ class Host:
     def _ready(self, resident: Resident) -> None:
         self._turns.ready(resident)
 
-    def _idle(self, resident: Resident) -> None:
-        resident.scheduled = False
-        resident.lane = NORMAL_LANE
-        self._idle_list.used(resident, self._world.monotonic())
-
     def _store_fails(self, fails: bool) -> None:
         self._store_failing = fails
         self._steer_turns()
@@ -351,6 +348,7 @@ class Host:
 
     def _committed(self, n: int, records: list[Record], sizes: list[int]) -> None:
         self.upkeep.committed(n, records, sizes)
+        self._leaving.committed()
         if self._outbox is None:
             return
         for record in records:
@@ -378,53 +376,32 @@ class Host:
     def closed(self, shard: OwnedShard) -> None:
         self._timers.closed(shard)
         self._paging.closed(shard)
+        self._leaving.closed(shard)
         if self._outbox is not None:
             self._outbox.closed(shard)
 
     def memory_seen(self, share: float) -> None:
         """This share of the memory that it may take is taken by this host's process."""
-        level = pressure(share, self.pressure)
-        if level is self.pressure:
+        before = self._leaving.pressure
+        level = pressure(share, before)
+        if level is before:
             return
         told = about(incarnation=self.incarnation)
         log.log(
-            logging.WARNING if level > self.pressure else logging.INFO,
+            logging.WARNING if level > before else logging.INFO,
             "memory is at %.0f %%: %s now, it was %s",
             share * 100,
             level.name,
-            self.pressure.name,
+            before.name,
             extra=told,
         )
-        self.pressure = level
+        self._leaving.pressure = level
         self.budget.shrink(BUDGETS[level])
 
-    async def _passivate_idle(self) -> None:
-        while True:
-            await asyncio.sleep(PASSIVATION_LOOK_S)
-            now = self._world.monotonic()
-            idle = self._idle_list
-            idle.active_max = active_max(self.pressure, len(idle), self.settings.active_entities_max)
-            for resident in self._idle_list.due(now, self.commits.committed, PASSIVATED_PER_LOOK_MAX):
-                await self._passivate(resident)
-
-    async def _passivate(self, resident: Resident) -> None:
-        if resident.scheduled or resident.backlog is not None or resident.ticket > self.commits.committed:
-            return  # used while others were leaving
-        self._idle_list.forget(resident)
-        if resident.activation is not None and resident.kind.has_on_passivate:
-            resident.scheduled = True  # no turn begins while the hook runs; commands wait in the mailbox
-            try:
-                turn = Turn(self._world.wall_ms(), self.settings.command_timeout_s)
-                await resident.activation.on_passivate(turn)
-            except Exception as error:
-                log.warning("on_passivate of %s/%s failed", *resident.key, exc_info=error, extra=of_entity(resident))
-            resident.scheduled = False
-        resident.activation = None
-        resident.leaving = False
-        if resident.mailbox:
-            self._turns.schedule(resident)
-        elif resident.shard.residents.get(resident.key) is resident:
-            del resident.shard.residents[resident.key]
+    @property
+    def entities(self) -> int:
+        """In memory. May be asked from another thread."""
+        return self._leaving.resting + sum(len(shard.residents) for shard in list(self.shards.values()))
 
     async def _report_load(self) -> None:
         """Tell coordinators how busy each shard was since the last report."""

@@ -144,14 +144,16 @@ class Intake:
             # As a read, whatever it was: a reply without effect needs the lease again, the others lose nothing.
             self._gate.read(known.ticket, pending, answer)
         elif verdict is Verdict.PENDING:
-            window.pending(call.number).peer = peer
+            pending = window.pending(call.number)
+            pending.given_up()  # the copy before: the reply goes to where the newest came from
+            pending.peer = peer
         elif verdict is Verdict.OUT_OF_ORDER:
-            peer.send(OutOfOrder(call.shard, call.number, call.sender))
+            peer.reply(call, OutOfOrder(call.shard, call.number, call.sender))
         elif verdict is Verdict.BELOW_FLOOR:
-            peer.send(Answer(call.shard, call.number, Status.BELOW_FLOOR, b"", call.sender))
+            peer.reply(call, Answer(call.shard, call.number, Status.BELOW_FLOOR, b"", call.sender))
         elif call.sender:
             message = f"{self._settings.shard_window} messages above the floor of their stream are remembered here"
-            peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message.encode(), call.sender))
+            peer.reply(call, Answer(call.shard, call.number, Status.OVERLOADED, message.encode(), call.sender))
         else:
             peer.close(f"number {call.number} runs more than {self._settings.shard_window} ahead of its floor")
 
@@ -162,6 +164,7 @@ class Intake:
             peer.close(f"no message comes from shard {call.sender - 1} with mode {call.mode}")
             return False
         if call.sender_epoch < window.generation:
+            peer.forget(call)
             return False
         window.generation = call.sender_epoch
         return True
@@ -177,7 +180,7 @@ class Intake:
         if kind is None or handler is None:
             self._refuse(peer, client, call, shard, window, self._unknown(call, kind))
             return
-        key = (call.kind, call.id)
+        key = (kind.name, call.id)  # not the call's own string: an entity's key lives long
         told = call.mode == Mode.TELL
         if call.chain and not told and f"{call.kind}/{call.id}" in call.chain:
             cycle = " -> ".join((*call.chain, f"{call.kind}/{call.id}"))
@@ -204,7 +207,7 @@ class Intake:
                 f"({settings.mailbox_commands_max} commands or {settings.mailbox_bytes_max} bytes)"
             )
             wait_ms = int(1000 * resident.half_emptied_s(now))
-            peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message.encode(), call.sender, wait_ms))
+            peer.reply(call, Answer(call.shard, call.number, Status.OVERLOADED, message.encode(), call.sender, wait_ms))
             return
         window.begin(call.number, pending)
         resident.put(pending)
@@ -278,7 +281,7 @@ class Intake:
             if self._owed.may_bury(shard):
                 self._owed.bury_arrived(shard, pending, "invalid", message)
             else:
-                peer.send(Answer(call.shard, call.number, Status.OVERLOADED, message.encode(), call.sender))
+                peer.reply(call, Answer(call.shard, call.number, Status.OVERLOADED, message.encode(), call.sender))
             return
         reply = RecordedReply(status, message.encode(), 0)
         window.remember(call.number, reply, 0)
@@ -287,6 +290,6 @@ class Intake:
     def moved(self, peer: Peer, call: Call) -> None:
         route = self._table.route(call.shard)
         if route is None:
-            peer.send(Moved(call.shard, call.number, 0, 0, "", call.sender))
+            peer.reply(call, Moved(call.shard, call.number, 0, 0, "", call.sender))
         else:
-            peer.send(Moved(call.shard, call.number, route.epoch, route.incarnation, route.address, call.sender))
+            peer.reply(call, Moved(call.shard, call.number, route.epoch, route.incarnation, route.address, call.sender))

@@ -79,7 +79,7 @@ class Letters:
                 return
             if shard.phase is not Phase.OPEN:
                 pending.window.bounce(call.number)
-                pending.peer.send(OutOfOrder(call.shard, call.number))  # sent again, it finds the new owner
+                pending.reply(OutOfOrder(call.shard, call.number))  # sent again, it finds the new owner
                 return
             if row is None or (row.kind, row.id) != (call.kind, call.id):
                 self._refuse(pending, f"{call.kind}/{call.id} has no dead letter {number}")

@@ -92,7 +92,8 @@ class TableUpdate(msgspec.Struct, array_like=True, tag=5, gc=False):
 
 
 class Credit(msgspec.Struct, array_like=True, tag=6, gc=False):
-    """Room for that many more unanswered commands and argument bytes on this connection."""
+    """How many calls, and how many bytes of arguments, may have been sent on this connection since it opened. Limits
+    only rise (cluster/credits.py)."""
 
     commands: Natural
     bytes: Natural
@@ -161,6 +162,15 @@ class Peer(Protocol):
 
     def send(self, message: Message) -> None:
         """Queue a message; those of one loop tick leave in one frame. After the connection closed: dropped."""
+        ...
+
+    def reply(self, call: Call, message: Answer | Moved | OutOfOrder) -> None:
+        """Send what a call that came over this connection is told, once for each that came: what it took of the
+        connection's credits is free again."""
+        ...
+
+    def forget(self, call: Call) -> None:
+        """Nothing will be said to that call: its sender gave it up, or another copy has its place. It is free again."""
         ...
 
     def hold(self) -> None:

@@ -148,6 +148,7 @@ class Owed:
         nothing is stored (a message only) it is not tried again, and its stream must not wait for it either."""
         shard = resident.shard
         if shard.phase is Phase.CLOSED:
+            pending.given_up()
             return
         if not resident.kind.durable:
             if self.may_bury(shard):
@@ -274,6 +275,8 @@ class Owed:
             self.timers.over(shard)
         elif pending.entry:
             self._holdings.left(pending)
+        else:
+            pending.given_up()
 
     def _tick_over(self, timer: StoredTimer, delivery: Delivery, now_ms: int) -> None:
         """What becomes of a timer whose tick is over; what its own handler said about that name counts more."""

@@ -22,6 +22,7 @@ from typing import Protocol
 
 from ..actors.errors import CorruptRecord, StoreUnavailable
 from ..actors.logs import about
+from ..actors.outage import Outage
 from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.recovery import RecoveredShard, take_over
@@ -86,6 +87,7 @@ class Ownership:
         self._store = store
         self._incarnation = incarnation
         self._told = about(incarnation=incarnation)
+        self._outage = Outage(log, self._told)
         self._shards = shards
         self._table = table
         self._intake = intake
@@ -121,7 +123,9 @@ class Ownership:
             try:
                 await self._once()
             except StoreUnavailable as error:
-                log.warning("the store does not answer, looking again: %s", error, extra=self._told)
+                self._outage.failed(self._world.monotonic(), "the store does not answer, looking again: %s", error)
+            else:
+                self._outage.worked(self._world.monotonic(), "the store answers again, after %.1f s")
             try:
                 async with asyncio.timeout(self._settings.store_poll_s * self._world.random.uniform(0.75, 1.25)):
                     await self._look.wait()

@@ -29,6 +29,7 @@ from .asks import HandlerAsks, root_of
 from .commit import CommitPath
 from .gate import OutputGate
 from .hot import HotEntities
+from .leaving import Leaving
 from .log_fields import of_command, of_entity
 from .messages import Answer, OutOfOrder
 from .owed import Owed
@@ -40,6 +41,8 @@ from .staging import Staging, digest_of
 from .window import Known
 
 log = logging.getLogger("atoll.host")
+
+_EXPIRED = b"the deadline passed before the command's turn came; it did not run"
 
 
 class Metered:
@@ -89,10 +92,9 @@ class TurnPerformer:
         resources: Any,
         asker: Caller | None,
         ready: Callable[[Resident], None],
-        idle: Callable[[Resident], None],
+        leaving: Leaving,
     ) -> None:
-        """`asker`: carries what handlers ask of other entities. `ready`: schedule it again. `idle`: its mailbox is
-        empty now."""
+        """`asker`: carries what handlers ask of other entities. `ready`: schedule it again."""
         self._store = store
         self._commits = commits
         self._gate = gate
@@ -107,7 +109,7 @@ class TurnPerformer:
         self._resources = resources
         self._asker = asker
         self._ready = ready
-        self._idle = idle
+        self._leaving = leaving
         self.hot = HotEntities(world.random.random)
         self.held = False
         """No turn begins, also of entities that were being loaded."""
@@ -148,6 +150,8 @@ class TurnPerformer:
             if backlog is not None and backlog.holds_up(pending):
                 backlog.parked[pending.client].append(mailbox.popleft())
                 continue
+            if activation is None:
+                activation = self._woken(resident)
             if activation is None or pending.handler.is_async or pending.suspect:
                 return False
             if pending.call.command_id and self._must_look_up(resident, pending):
@@ -170,8 +174,22 @@ class TurnPerformer:
                 self._finish(resident, pending, result, turn)
         if resident.backlog is not None:
             self.paging.resumed(resident)
-        self._idle(resident)
+        self._leaving.idle(resident)
         return True
+
+    def _woken(self, resident: Resident) -> Activation | None:
+        """Made again, if it was at rest. None: it has to be loaded."""
+        stored = self._leaving.wake(resident)
+        if stored is None:
+            return None
+        try:
+            resident.activation = self._made(resident, stored)
+        except CorruptRecord:
+            log.exception("what rested of %s/%s cannot be used: it is loaded", *resident.key, extra=of_entity(resident))
+        return resident.activation
+
+    def _made(self, resident: Resident, stored: StoredEntity) -> Activation:
+        return Activation(resident.kind, resident.key[1], stored, self._settings, self._resources, self._app_name)
 
     def _closed(self, resident: Resident) -> bool:
         """The shard is gone: whoever took it away has answered the mailbox."""
@@ -312,7 +330,7 @@ class TurnPerformer:
         kind, id = resident.key
         try:
             stored = await self._stored(resident) if resident.kind.durable else StoredEntity()
-            activation = Activation(resident.kind, id, stored, self._settings, self._resources, self._app_name)
+            activation = self._made(resident, stored)
             turn = Turn(self._world.wall_ms(), self._settings.command_timeout_s)
             await activation.on_activate(turn)
         except Exception as error:
@@ -369,6 +387,7 @@ class TurnPerformer:
             if not self._owed.is_current(resident, pending):
                 return False
         elif call.number < pending.window.floor:
+            pending.given_up()
             return False
         if call.command_id and not pending.handler.is_query:
             known = resident.shard.named.get((call.kind, call.id, call.command_id))
@@ -376,10 +395,16 @@ class TurnPerformer:
                 self._repeat(resident, pending, known)
                 return False
         if now >= pending.deadline:
-            message = b"the deadline passed before the command's turn came; it did not run"
-            self._answer(resident, pending, Status.DEADLINE_EXCEEDED, message)
+            self.expired(resident, pending)
             return False
         return True
+
+    def expired(self, resident: Resident, pending: Pending) -> None:
+        """Its deadline passed before its turn. Unless its client has given it up meanwhile, it hears so."""
+        if pending.call.number < pending.window.floor:
+            pending.given_up()
+        else:
+            self._answer(resident, pending, Status.DEADLINE_EXCEEDED, _EXPIRED)
 
     def _must_look_up(self, resident: Resident, pending: Pending) -> bool:
         """Only the tables can tell whether its command ID was done before."""
@@ -448,7 +473,7 @@ class TurnPerformer:
         pending.send_back(Status.OVERLOADED, message)
         for other in [other for other in resident.waiting() if other.client == pending.client and not other.owed]:
             other.window.bounce(other.call.number)
-            other.peer.send(OutOfOrder(other.call.shard, other.call.number, other.call.sender))
+            other.reply(OutOfOrder(other.call.shard, other.call.number, other.call.sender))
             resident.remove(other)
 
     def _answer(
@@ -470,6 +495,7 @@ class TurnPerformer:
         """
         call, window, shard = pending.call, pending.window, resident.shard
         if shard.phase is Phase.CLOSED:
+            pending.given_up()
             return  # lost while it ran: nothing of it may be staged; the client asks the new owner
         answer = Answer(call.shard, call.number, status, payload, call.sender)
         if (

@@ -18,11 +18,12 @@ moves nothing twice.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 from msgspec.structs import replace
 
+from ..persistence.spi import HostRow, HostState, ShardRow
 from .allocation import AllocationStrategy, Bounds, HostFacts, Move, Plan, Reason, ShardFacts
 
 Pins = Mapping[int, int | None]
@@ -36,11 +37,12 @@ def plan_with_pins(
     if not pins:
         return strategy.plan(hosts, shards, bounds)
     hosts, shards = list(hosts), list(shards)
-    seats = seated(hosts, shards, pins)
+    seating = _Seating(hosts, shards, pins)
+    seats = seating.decided()
     if not seats:
         return strategy.plan(hosts, shards, bounds)
     apart = set(seats.values())
-    own = _plan_seated(hosts, shards, seats, bounds)
+    own = _plan_seated(seating, bounds)
     others = strategy.plan(
         [replace(host, eligible=host.eligible and host.incarnation not in apart) for host in hosts],
         [shard for shard in shards if shard.shard not in seats],
@@ -54,15 +56,12 @@ def plan_with_pins(
     )
 
 
-# ---- which host for whom
-
-
 def seated(hosts: Sequence[HostFacts], shards: Sequence[ShardFacts], pins: Pins) -> dict[int, int]:
     """Pinned shard -> the host that it is to have alone, different ones; fewer than there are eligible hosts."""
-    found = _Seating(hosts, shards, pins)
-    found.seat_wishes()
-    found.seat_others()
-    return found.seats
+    return _Seating(hosts, shards, pins).decided()
+
+
+# ---- which host for whom
 
 
 class _Seating:
@@ -71,44 +70,57 @@ class _Seating:
     def __init__(self, hosts: Sequence[HostFacts], shards: Sequence[ShardFacts], pins: Pins) -> None:
         self._pins = pins
         self._hosts = {host.incarnation: host for host in hosts if host.eligible}
-        self._counts: Counter[int] = Counter()
-        self._loads: dict[int, float] = dict.fromkeys(self._hosts, 0.0)
-        self._homes: dict[int, int | None] = {}
+        self.present = {host.incarnation for host in hosts}
         self.seats: dict[int, int] = {}
-        present = {host.incarnation for host in hosts}
-        for shard in shards:
-            home = self._home(shard) if shard.holder in present else None
-            if home is not None:
-                self._counts[home] += 1
-                self._loads[home] += shard.load
-            if shard.shard in pins:
-                self._homes[shard.shard] = home
-        first = sorted(self._homes, key=lambda shard: (not self._is_content(shard), shard))
+        self.pinned: dict[int, ShardFacts] = {}
+        self.homes: dict[int, int | None] = {}
+        """Of the pinned shards: where each is or is going; None where it may not stay."""
+        self.coming: Counter[int] = Counter()
+        """Moves under way, by target."""
+        self._counts = dict.fromkeys(self._hosts, 0)
+        self._loads = dict.fromkeys(self._hosts, 0.0)
+        self._read(shards)
+        first = sorted(self.homes, key=lambda shard: (not self._is_content(shard), shard))
         self._waiting = first[: max(0, len(self._hosts) - 1)]
 
-    def _home(self, shard: ShardFacts) -> int | None:
-        """Where it is or is going, if it may stay there."""
-        for incarnation in (shard.moving_to, shard.holder):
-            if incarnation in self._hosts:
-                return incarnation
-        return None
+    def _read(self, shards: Iterable[ShardFacts]) -> None:
+        """One plain pass: there may be a million."""
+        present, eligible, pins, counts, loads = self.present, self._hosts, self._pins, self._counts, self._loads
+        for shard in shards:
+            home = shard.holder if shard.holder in present else None
+            if home is not None and shard.moving_to is not None and shard.moving_to in eligible:
+                home = shard.moving_to
+                self.coming[home] += 1
+            if home is not None and home not in eligible:
+                home = None
+            if home is not None:
+                counts[home] += 1
+                loads[home] += shard.load
+            if shard.shard in pins:
+                self.pinned[shard.shard] = shard
+                self.homes[shard.shard] = home
 
     def _is_content(self, shard: int) -> bool:
         """It is alone where it is wanted. Others do not take that away."""
-        home, wish = self._homes[shard], self._pins[shard]
+        home, wish = self.homes[shard], self._pins[shard]
         return home is not None and self._counts[home] == 1 and (wish == home or wish not in self._hosts)
 
-    def seat_wishes(self) -> None:
+    def decided(self) -> dict[int, int]:
+        self._seat_wishes()
+        self._seat_others()
+        return self.seats
+
+    def _seat_wishes(self) -> None:
         for shard in list(self._waiting):
             wish = self._pins[shard]
-            if wish in self._hosts and wish not in self.seats.values():
+            if wish is not None and wish in self._hosts and wish not in self.seats.values():
                 self._seat(shard, wish)
 
-    def seat_others(self) -> None:
+    def _seat_others(self) -> None:
         """Those first that are nearest to being alone. What one of the rest may be sitting on is not taken from it."""
         for shard in sorted(self._waiting, key=self._to_go):
-            here = self._homes[shard]
-            kept = {self._homes[other] for other in self._waiting} - {here}
+            here = self.homes[shard]
+            kept = {self.homes[other] for other in self._waiting} - {here}
             free = self._hosts.keys() - self.seats.values() - kept
             self._seat(shard, min(free, key=lambda host: self._price(host, here)))
 
@@ -117,7 +129,7 @@ class _Seating:
         self._waiting.remove(shard)
 
     def _to_go(self, shard: int) -> tuple[bool, int, int]:
-        home = self._homes[shard]
+        home = self.homes[shard]
         return home is None, 0 if home is None else self._counts[home], shard
 
     def _price(self, host: int, here: int | None) -> tuple[float, ...]:
@@ -136,40 +148,103 @@ class _Seated(msgspec.Struct, frozen=True):
     """For the moves of all others."""
 
 
-def _plan_seated(
-    hosts: Sequence[HostFacts], shards: Sequence[ShardFacts], seats: Mapping[int, int], bounds: Bounds
-) -> _Seated:
-    present = {host.incarnation for host in hosts}
-    eligible = {host.incarnation for host in hosts if host.eligible}
-    others = eligible - set(seats.values())
-    begun = sum(_is_begun(shard, present, others) for shard in shards if shard.shard not in seats)
-    mine = [shard for shard in shards if shard.shard in seats]
+def _plan_seated(seating: _Seating, bounds: Bounds) -> _Seated:
     place: dict[int, int] = {}
     moves: list[Move] = []
     cancel: list[int] = []
-    under_way = sum(_is_begun(shard, present, eligible) for shard in mine)
-    budget = max(0, min(bounds.moves_per_round, bounds.moves_under_way - under_way - begun))
-    for shard in sorted(mine, key=_number):
-        seat = seats[shard.shard]
-        if shard.holder not in present:
-            place[shard.shard] = seat
-        elif _is_begun(shard, present, eligible):
+    seats = seating.seats
+    mine = {shard: seating.pinned[shard] for shard in sorted(seats)}
+    begun = {shard for shard, facts in mine.items() if _is_begun(facts, seating.homes[shard])}
+    # Of the others' moves those count that go on: not those to hosts that are set apart now.
+    going_on = seating.coming.total() - sum(seating.coming[seat] for seat in seats.values())
+    going_on += sum(mine[shard].moving_to in seats.values() for shard in begun)
+    budget = max(0, min(bounds.moves_per_round, bounds.moves_under_way - going_on))
+    for shard, facts in mine.items():
+        if facts.holder is None or facts.holder not in seating.present:
+            place[shard] = seats[shard]
+        elif shard in begun:
             continue  # wherever to: it ends soon
-        elif shard.holder != seat and len(moves) < budget:
-            moves.append(Move(shard.shard, shard.holder, seat, Reason.PINNED))
-        elif shard.moving_to is not None:
-            cancel.append(shard.shard)
+        elif facts.holder != seats[shard] and len(moves) < budget:
+            moves.append(Move(shard, facts.holder, seats[shard], Reason.PINNED))
+        elif facts.moving_to is not None:
+            cancel.append(shard)
     left = replace(
         bounds,
-        moves_under_way=max(0, bounds.moves_under_way - under_way - len(moves)),
+        moves_under_way=max(0, bounds.moves_under_way - len(begun) - len(moves)),
         moves_per_round=bounds.moves_per_round - len(moves),
     )
     return _Seated(Plan(place, tuple(moves), tuple(cancel)), left)
 
 
-def _is_begun(shard: ShardFacts, present: Collection[int], targets: Collection[int]) -> bool:
-    return shard.moving_to is not None and shard.moving_to in targets and shard.holder in present
+def _is_begun(facts: ShardFacts, home: int | None) -> bool:
+    return home is not None and home == facts.moving_to != facts.holder
 
 
-def _number(shard: ShardFacts) -> int:
-    return shard.shard
+# ---- asked for, and shown
+
+
+class PinState(msgspec.Struct, frozen=True):
+    """A pin as the store's rows have it now."""
+
+    shard: int
+    node: str
+    """Where it is wanted; "" for any."""
+    host: int | None
+    """Incarnation: who has the shard, or is to claim it."""
+    at: str
+    """The node of that host."""
+    beside: int
+    """Other shards of that host; 0 while there is none."""
+
+    @property
+    def is_alone(self) -> bool:
+        """It has what was asked for."""
+        return self.host is not None and not self.beside and self.node in ("", self.at)
+
+
+def pin_states(hosts: Iterable[HostRow], shards: Sequence[ShardRow]) -> list[PinState]:
+    nodes = {host.incarnation: host.node for host in hosts}
+    pinned = [row for row in shards if row.pin is not None]
+    counts = Counter(map(_holder, shards)) if pinned else Counter[int | None]()
+    states = []
+    for row in pinned:
+        assert row.pin is not None
+        host = _holder(row)
+        beside = 0 if host is None else counts[host] - 1
+        states.append(PinState(row.shard, row.pin, host, "" if host is None else nodes.get(host, ""), beside))
+    return states
+
+
+def why_not(shard: int, node: str | None, hosts: Iterable[HostRow], shards: Sequence[ShardRow]) -> str:
+    """Why the shard cannot be pinned to `node` ("" for any), or unpinned (None): one line, empty when it can be.
+
+    As many shards are pinned as can be alone with one node left for all others; nodes that go later take nothing back.
+    """
+    if shard not in {row.shard for row in shards}:
+        return f"shard {shard} does not exist: there are shards 0 to {len(shards) - 1}"
+    pins = {row.shard: row.pin for row in shards if row.pin is not None}
+    if node is None:
+        return "" if shard in pins else f"shard {shard} is not pinned"
+    nodes = {host.node for host in hosts if host.state is HostState.LIVE and not host.draining}
+    if shard in pins:
+        return f"shard {shard} is pinned already, to {named(pins[shard])}: `atoll unpin` takes that back"
+    if node and node not in nodes:
+        return f"{named(node)} has no host that may have shards"
+    for other, its in pins.items():
+        if node and its == node:
+            return f"{named(node)} is for shard {other} alone: name another node, or unpin that"
+    if len(pins) + 1 >= len(nodes):
+        pinned = f"{len(pins)} shard{' is' if len(pins) == 1 else 's are'} pinned"
+        return (
+            f"{pinned}, {len(nodes)} node{'' if len(nodes) == 1 else 's'} may have shards, and one must remain for all "
+            "others: unpin one, or let a node join"
+        )
+    return ""
+
+
+def named(node: str) -> str:
+    return f"node {node[:12]}" if node else "any node"
+
+
+def _holder(row: ShardRow) -> int | None:
+    return row.assigned if row.owner is None else row.owner

@@ -15,7 +15,7 @@ import msgspec
 
 from ..actors.calls import Priority, Status
 from ..persistence.overlay import EntityKey
-from .messages import Answer
+from .messages import Answer, OutOfOrder
 
 if TYPE_CHECKING:
     from ..actors.activation import Activation
@@ -61,7 +61,15 @@ class Pending(msgspec.Struct, eq=False):
         """It did not run, and its number stays free: its sender may send it again."""
         call = self.call
         self.window.bounce(call.number)
-        self.peer.send(Answer(call.shard, call.number, status, message, call.sender))
+        self.reply(Answer(call.shard, call.number, status, message, call.sender))
+
+    def reply(self, message: Answer | OutOfOrder) -> None:
+        """Tell its sender."""
+        self.peer.reply(self.call, message)
+
+    def given_up(self) -> None:
+        """Its sender is told nothing: it does not wait for it any more, or asks elsewhere."""
+        self.peer.forget(self.call)
 
     @property
     def owed(self) -> bool:
@@ -201,6 +209,20 @@ class Resident:
         yield from self.mailbox
         if backlog is not None:
             yield from backlog.behind
+
+    def take_expired(self, now: float) -> list[Pending]:
+        """Take out what waits for its turn and has a deadline that has passed: a caller's, what is owed has none."""
+        backlog = self.backlog
+        queues = [self.mailbox] if backlog is None else [*backlog.parked.values(), self.mailbox, backlog.behind]
+        expired = []
+        for queue in queues:
+            late = [pending for pending in queue if pending.deadline <= now and not pending.owed]
+            if late:
+                kept = [pending for pending in queue if pending.deadline > now or pending.owed]
+                queue.clear()
+                queue.extend(kept)
+                expired += late
+        return expired
 
     def remove(self, pending: Pending) -> None:
         """Take one out that waits."""

@@ -28,8 +28,7 @@ SHELLS: dict[str, tuple[str, ...]] = {
     # takes a URL apart; asks for nothing
     "persistence.urls": ("urllib",),
     # connections to PostgreSQL, and what its errors mean; its statements stand in modules that get a connection
-    "persistence.postgres_link": ("asyncpg",),
-    "persistence.postgres_log": ("asyncpg",),
+    "persistence.postgres_link": ("asyncpg", "ssl"),
     "persistence.postgres_migrate": ("asyncpg",),
     # who a process is and whether it is gone, by pidfd and start time: the kernel's word, which the stores need
     "persistence.process": ("os", "pathlib", "psutil", "select", "signal"),
@@ -86,6 +85,7 @@ SHELLS: dict[str, tuple[str, ...]] = {
 DECISIONS = (
     "actors.breaker",
     "actors.ids",
+    "actors.outage",
     "actors.requirements",
     "actors.settings",
     "persistence.checkpoint",

@@ -5,18 +5,13 @@ begun. Without a Ray cluster; what needs one stands with the real tests.
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
-from command_line import CommandLine
-from typer.testing import CliRunner
+from command_line import CommandLine, InProcess
 
-from atoll.cluster.cli import app
-from atoll.cluster.draining import DrainFailed, find_node
-from atoll.cluster.ray_adapter import Node
+from atoll.cluster.ray_adapter import Node, RayProblem, find_node
 from atoll.cluster.starting import StartRefused, refuse_several_machines, suitable
 
 APP = """
@@ -30,21 +25,6 @@ other = atoll.App("other", entities=[Thing])
 with_shards = atoll.App("sound", entities=[Thing], settings={"shards": 64})
 not_an_app = Thing
 """
-
-
-class InProcess(CommandLine):
-    """The same command line without a process of its own, which takes most of a second to begin."""
-
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        with pytest.MonkeyPatch.context() as patched:
-            patched.chdir(self.folder)
-            patched.setattr(sys, "path", list(sys.path))
-            patched.setattr("os.environ", dict(self.environment))
-            for module in ("sound", "bad"):
-                patched.setitem(sys.modules, module, None)  # so that it is taken away again
-                del sys.modules[module]
-            ended = CliRunner().invoke(app, arguments)
-        return subprocess.CompletedProcess(arguments, ended.exit_code, ended.stdout, ended.stderr)
 
 
 @pytest.fixture
@@ -232,10 +212,10 @@ def test_a_node_is_named_by_its_id_hostname_or_address() -> None:
     for named, node in (("ab1", nodes[0]), ("CD56", nodes[2]), ("one", nodes[0]), ("10.0.0.1", nodes[0])):
         assert find_node(nodes, named) is node
     for named, said in (("ab", "means 2 nodes"), ("two", "means 2 nodes"), ("10.0.0.2", "means 2 nodes")):
-        with pytest.raises(DrainFailed, match=said):
+        with pytest.raises(RayProblem, match=said):
             find_node(nodes, named)
     with pytest.raises(
-        DrainFailed, match=r"no node of this Ray cluster is 'three'; there are ab12ab12ab12 \(one, 10\.0\.0\.1\)"
+        RayProblem, match=r"no node of this Ray cluster is 'three'; there are ab12ab12ab12 \(one, 10\.0\.0\.1\)"
     ):
         find_node(nodes, "three")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from command_line import CommandLine
+from command_line import InProcess
 from failing import SETTINGS, Till, app
 from luck import Luck
 from plain_cluster import PlainCluster, plain_cluster
@@ -263,7 +263,7 @@ def lines(done: subprocess.CompletedProcess[str]) -> list[dict[str, Any]]:
 
 def test_list_and_show_need_nothing_but_the_store(tmp_path: Path, url: str) -> None:
     """A table for eyes with one line a letter, one JSON object a line for programs, the newest last."""
-    line = CommandLine(tmp_path)
+    line = InProcess(tmp_path)
     at = [*AT, "--store", url]
     found = lines(line.run("dead-letters", "list", "failing:app", "--json", *at))
     assert [tuple(one) for one in found] == [COLUMNS] * 4
@@ -287,7 +287,7 @@ def test_list_and_show_need_nothing_but_the_store(tmp_path: Path, url: str) -> N
 )
 def test_what_is_to_be_replayed_must_be_said_in_full(tmp_path: Path, named: list[str]) -> None:
     """A wrong command line, exit code 2, before the store or the app is looked for."""
-    said = CommandLine(tmp_path).refused("dead-letters", "replay", "failing:app", "Till", *named, *AT, code=2)
+    said = InProcess(tmp_path).refused("dead-letters", "replay", "failing:app", "Till", *named, *AT, code=2)
     assert said == "name one dead letter by KIND ID NUMBER, or those of a KIND, or of a KIND and ID, with --all"
 
 
@@ -300,7 +300,7 @@ class Running:
     def __init__(self, cluster: PlainCluster, client: Cluster, reader: StoreReader, folder: Path) -> None:
         self.client = client
         self.reader = reader
-        self._line = CommandLine(folder)
+        self._line = InProcess(folder)
         self._at = [*AT, "--store", cluster.store_url, "--url", f"tcp://{cluster.addresses[0]}"]
         self._at += ["--token-file", str(cluster.token_file)]
 

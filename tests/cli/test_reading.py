@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine
+from command_line import InProcess
 from ledger import Journal, List, app
 
 import atoll
@@ -81,7 +81,7 @@ async def test_what_is_only_in_a_running_hosts_log_is_shown_too(tmp_path: Path) 
 )
 def test_without_a_store_the_commands_say_where_they_looked(tmp_path: Path, command: list[str]) -> None:
     """One line, exit code 1, and no store is made by looking for one."""
-    line = CommandLine(tmp_path)
+    line = InProcess(tmp_path)
     done = line.run(*command[:2], "ledger:app", *command[2:], "--app-dir", str(HELPERS))
     assert (done.returncode, done.stdout) == (1, "")
     assert "there is no store at" in done.stderr
@@ -91,7 +91,7 @@ def test_without_a_store_the_commands_say_where_they_looked(tmp_path: Path, comm
 
 def test_the_commands_print_one_object_a_line(tmp_path: Path, url: str) -> None:
     """For eyes, grep and jq alike; an unknown log is refused with what to do."""
-    line = CommandLine(tmp_path)
+    line = InProcess(tmp_path)
     at = ["--app-dir", str(HELPERS), "--store", url]
     assert [c["seq"] for c in lines(line.run("journal", "show", "ledger:app", "Journal", "j", *at))] == [1, 2, 3]
     (state,) = lines(line.run("journal", "state", "ledger:app", "List", "l", *at))

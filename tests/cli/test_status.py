@@ -36,6 +36,11 @@ FOUND = {
         {"stripe": 0, "shard": 1, "from": 7, "to": 8, "why": "leaving", "since_s": 0.2},
         {"stripe": 0, "shard": 2, "from": 7, "to": 8, "why": "leaving", "since_s": 1.25},
     ],
+    "pins": [
+        {"stripe": 0, "shard": 2, "node": "", "host": 7, "at": "a" * 56, "beside": 0, "alone": True},
+        {"stripe": 0, "shard": 3, "node": "b" * 56, "host": 7, "at": "a" * 56, "beside": 1, "alone": False},
+        {"stripe": 0, "shard": 0, "node": "", "host": None, "at": "", "beside": 0, "alone": False},
+    ],
     "url": "tcp://10.0.0.1:7700",
     "token_file": "/somewhere/token",
     "coordinator": True,
@@ -43,14 +48,9 @@ FOUND = {
 }  # fmt: skip
 
 SHARDS = [
-    {
-        "shard": 0, "stripe": 0, "state": "owned", "owner": 7, "address": "10.0.0.1:7700", "epoch": 3, "target": 8,
-        "position": 12,
-    },
-    {
-        "shard": 1, "stripe": 0, "state": "free", "owner": None, "address": None, "epoch": 9, "target": None,
-        "position": 0,
-    },
+    {"shard": 0, "stripe": 0, "state": "owned", "owner": 7, "address": "10.0.0.1:7700", "epoch": 3, "target": 8, "position": 12, "pin": "b" * 56},
+    {"shard": 1, "stripe": 0, "state": "free", "owner": None, "address": None, "epoch": 9, "target": None, "position": 0, "pin": ""},
+    {"shard": 2, "stripe": 0, "state": "free", "owner": None, "address": None, "epoch": 1, "target": None, "position": 0, "pin": None},
 ]  # fmt: skip
 
 
@@ -102,6 +102,15 @@ def test_hosts_are_shown_with_state_version_and_shards_and_moves_with_their_reas
     assert "bob" not in shown.stdout
 
 
+@pytest.mark.usefixtures("ray")
+def test_pins_are_shown_with_the_node_they_are_for_and_what_is_beside_them() -> None:
+    """S11: also while the shard is not there yet, or served by nobody."""
+    told = rows(run("status", "bank").stdout)
+    assert ["shard", "2", "any", "7", "a" * 12, "nothing"] in told
+    assert ["shard", "3", "b" * 12, "7", "a" * 12, "1", "shard"] in told
+    assert ["shard", "0", "any", "nobody", "0", "shards"] in told
+
+
 def test_what_is_not_well_is_said_after_the_table(ray: FakeRay) -> None:
     """Exit code 1, and one line."""
     ray.statuses = [{**FOUND, "served": 3}]
@@ -120,11 +129,12 @@ def test_json_is_what_was_found() -> None:
 
 
 @pytest.mark.usefixtures("ray")
-def test_shards_are_shown_with_owner_epoch_target_and_position() -> None:
+def test_shards_are_shown_with_owner_epoch_target_position_and_pin() -> None:
     shown = run("shards", "bank")
-    assert ["0", "owned", "7", "10.0.0.1:7700", "3", "8", "12"] in rows(shown.stdout)
-    assert ["1", "free", "9", "0"] in rows(shown.stdout)
-    assert "bank: 1 free, 1 owned; 1 wanted elsewhere" in shown.stdout
+    assert ["0", "owned", "7", "10.0.0.1:7700", "3", "8", "12", "b" * 12] in rows(shown.stdout)
+    assert ["1", "free", "9", "0", "any"] in rows(shown.stdout)
+    assert ["2", "free", "1", "0"] in rows(shown.stdout)
+    assert "bank: 2 free, 1 owned; 1 wanted elsewhere" in shown.stdout
 
 
 def test_of_several_databases_each_host_and_shard_is_shown_with_its_own(
@@ -144,8 +154,8 @@ def test_of_several_databases_each_host_and_shard_is_shown_with_its_own(
     assert "7 of database 1" in shown.stdout
     monkeypatch.setattr("atoll.cluster.ray_status.shards", lambda _name: [SHARDS[0], {**SHARDS[1], "stripe": 1}])
     told = rows(run("shards", "bank").stdout)
-    assert ["0", "1", "owned", "7", "10.0.0.1:7700", "3", "8", "12"] in told
-    assert ["1", "2", "free", "9", "0"] in told
+    assert ["0", "1", "owned", "7", "10.0.0.1:7700", "3", "8", "12", "b" * 12] in told
+    assert ["1", "2", "free", "9", "0", "any"] in told
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import CommandLine
+from command_line import InProcess
 from ledger import Journal, List, app
 
 import atoll
 
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
 AT = ["ledger:app", "--app-dir", str(HELPERS)]
+SETTINGS = {"ATOLL_SHARDS": "8", "ATOLL_LEASE_S": "1.5", "ATOLL_LEASE_RENEW_S": "0.1"}
+"""Whoever needs the store to stand still waits for a lease."""
 
 
 async def add(url: str, token: str) -> Any:
@@ -28,7 +30,8 @@ async def add(url: str, token: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def _few_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ATOLL_SHARDS", "8")  # of apps in this process; the commands have it, too
+    for name, value in SETTINGS.items():
+        monkeypatch.setenv(name, value)  # of apps in this process; the commands have them, too
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ async def url(tmp_path: Path) -> str:
 
 async def test_a_store_moves_by_export_and_import(tmp_path: Path, url: str, second_store: str) -> None:
     """J13, M03: the app goes on in the other store, and knows there what it did in the first."""
-    atoll_ = CommandLine(tmp_path, ATOLL_SHARDS="8")
+    atoll_ = InProcess(tmp_path, **SETTINGS)
     done = atoll_.run("store", "export", *AT, "ledger.export", "--store", url)
     assert done.returncode == 0, done.stderr
     assert "ledger.export" in done.stdout
@@ -54,7 +57,7 @@ async def test_a_store_moves_by_export_and_import(tmp_path: Path, url: str, seco
 
 async def test_a_running_app_is_exported_and_backed_up_and_neither_checked_nor_pruned(tmp_path: Path, url: str) -> None:
     """J13, S15: what reads a copy works; what needs the store to stand still says so, and what reads on, too."""
-    atoll_ = CommandLine(tmp_path, ATOLL_SHARDS="8")
+    atoll_ = InProcess(tmp_path, **SETTINGS)
     async with atoll.local(app, store=url) as cluster:
         await cluster.entity(Journal, "j").append("b")
         run = partial(asyncio.to_thread, atoll_.run)  # the app, which lives on this loop, goes on renewing its lease
@@ -77,7 +80,7 @@ def test_a_damaged_store_is_told_line_by_line(tmp_path: Path, url: str) -> None:
 
     with apsw.Connection(str(tmp_path / "store" / "tables.db")) as connection:
         connection.execute("UPDATE entities SET row = CAST(row || x'00' AS BLOB) WHERE kind = 'List'")
-    done = CommandLine(tmp_path, ATOLL_SHARDS="8").run("store", "check", *AT, "--store", url)
+    done = InProcess(tmp_path, **SETTINGS).run("store", "check", *AT, "--store", url)
     assert done.returncode == 1
     assert "entity List/'l'" in done.stdout
     assert "restore the whole store from a backup" in done.stderr
@@ -85,7 +88,7 @@ def test_a_damaged_store_is_told_line_by_line(tmp_path: Path, url: str) -> None:
 
 def test_figures_and_pruning_are_told_in_tables_and_as_json(tmp_path: Path, url: str) -> None:
     """J07: a kind that is not there is a wrong command line."""
-    atoll_ = CommandLine(tmp_path, ATOLL_SHARDS="8")
+    atoll_ = InProcess(tmp_path, **SETTINGS)
     found = atoll_.asked("store", "stats", *AT, "--store", url)
     assert (found["kinds"]["Journal"]["commits"], found["kinds"]["List"]["entities"], found["app"]) == (1, 1, app.name)
     shown = atoll_.run("store", "stats", *AT, "--store", url)
@@ -99,7 +102,7 @@ def test_figures_and_pruning_are_told_in_tables_and_as_json(tmp_path: Path, url:
 
 def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path) -> None:
     """J14: and the target is not made."""
-    atoll_ = CommandLine(tmp_path, ATOLL_SHARDS="8")
+    atoll_ = InProcess(tmp_path, **SETTINGS)
     (tmp_path / "text").write_text(json.dumps({"a": 1}))
     assert "no complete export" in atoll_.refused("store", "import", *AT, "text", "--store", "sqlite:./second")
     assert "No such file" in atoll_.refused("store", "import", *AT, "nothing", "--store", "sqlite:./second")

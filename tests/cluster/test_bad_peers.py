@@ -201,7 +201,7 @@ async def test_another_version_is_told_which_one_is_spoken(scene: Scene) -> None
     await peer.until_closed()
     (refused,) = peer.messages()
     assert refused.code == Refusal.VERSION
-    assert "protocol 9 is not spoken here, only 1" in refused.reason
+    assert "protocol 9 is not spoken here, only 2" in refused.reason
 
 
 # ---- the token

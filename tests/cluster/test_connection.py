@@ -321,6 +321,59 @@ def test_one_held_peer_leaves_the_others_alone() -> None:
     play(scenario)
 
 
+# ---- credits
+
+
+def test_who_sends_more_than_it_was_granted_is_closed_and_told_what_ran() -> None:
+    """R03, M14: the window is the host's, not its peers'. Nothing of the frame that goes over acts."""
+
+    async def scenario(scene: Scene) -> None:
+        scene.receiver.answer = False
+        link, listener = await scene.welcomed()
+        for number in (1, 2, 3):
+            link.send(call(number))
+        await asyncio.sleep(1)
+        assert scene.server.unanswered == (3, 3)
+        link.send(call(4))
+        link.send(call(5))
+        reason = await listener.until_closed()
+        assert reason == (
+            "more was sent than the 3 calls and 1000000 bytes of arguments that were granted: "
+            "nothing of the last 2 calls ran; those before may have run"
+        )
+        assert [call.number for frame in scene.receiver.frames for call in frame] == [1, 2, 3]
+
+    play(scenario, window_commands=3, window_bytes=1_000_000)
+
+
+def test_a_host_that_fills_grants_less_and_more_again_later() -> None:
+    """R05, M14: to those that are connected and to those that come; but hosts' asks have the whole window always, since a
+    turn may wait for one."""
+
+    async def scenario(scene: Scene) -> None:
+        scene.receiver.answer = False
+        link, listener = await scene.welcomed(client=1)
+        scene.server.narrow(1 / 4)
+        late, later = await scene.welcomed(client=2)
+        host, _ = await scene.welcomed(client=3, role="host")
+        assert later.welcome is not None
+        assert (later.welcome.window_commands, later.welcome.window_bytes) == (4, 250)
+        await asyncio.sleep(1)
+        granted = {peer.client: peer.grant.commands for peer in scene.receiver.peers}  # type: ignore[attr-defined] # as a host keeps it
+        assert granted == {1: 16, 2: 4, 3: 16}
+        for number in range(1, 17):
+            link.send(call(number))
+        await asyncio.sleep(1)
+        assert listener.reasons == [], "what was granted stays granted"
+        scene.server.narrow(1)
+        await asyncio.sleep(1)
+        assert late.allowance.room
+        assert later.messages == [Credit(16, 1000)]
+        assert host.allowance.room
+
+    play(scenario, window_commands=16, window_bytes=1000)
+
+
 def test_both_ends_flooding_each_other_do_not_lock_up() -> None:
     """Only hosts stop reading when they cannot write: a client goes on, so the two never wait for each other."""
 

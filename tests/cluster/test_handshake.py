@@ -22,7 +22,7 @@ from atoll.cluster.handshake import (
     client_mac,
     host_mac,
 )
-from atoll.cluster.wire import ANY_APP, Challenge, Hello, Proof, Refused, Welcome
+from atoll.cluster.wire import ANY_APP, PROTOCOL_VERSION, Challenge, Hello, Proof, Refused, Welcome
 
 CLIENT_NONCE = bytes([1]) * 32
 HOST_NONCE = bytes([2]) * 32
@@ -52,9 +52,9 @@ def said(effects: list[Any]) -> Any:
 def test_a_new_client_is_registered_and_welcomed() -> None:
     """The whole exchange, effect by effect, at both ends."""
     ours, theirs = client(), host()
-    hello = Hello(1, "bank", "client", CLIENT_NONCE, 0, 0, 1 << 24)
+    hello = Hello(PROTOCOL_VERSION, "bank", "client", CLIENT_NONCE, 0, 0, 1 << 24)
     assert ours.hello == hello
-    challenge = Challenge(1, HOST_NONCE, host_mac(TOKEN, hello, HOST_NONCE, 7), 7)
+    challenge = Challenge(PROTOCOL_VERSION, HOST_NONCE, host_mac(TOKEN, hello, HOST_NONCE, 7), 7)
     assert theirs.received(hello) == [Say(challenge)]
     proof = Proof(client_mac(TOKEN, hello, HOST_NONCE, 7))
     assert ours.received(challenge) == [Say(proof)]
@@ -85,14 +85,14 @@ def test_an_expired_session_is_told_so() -> None:
 
 def test_another_version_is_refused_with_what_to_do() -> None:
     """R03: wrong version. Said before anything is proved, as the proof itself may have changed."""
-    hello = msgspec.structs.replace(client().hello, version=2)
-    reason = "protocol 2 is not spoken here, only 1: install the same version of atoll on both sides"
+    hello = msgspec.structs.replace(client().hello, version=3)
+    reason = "protocol 3 is not spoken here, only 2: install the same version of atoll on both sides"
     assert host().received(hello) == refusal(Refusal.VERSION, reason)
 
 
 def test_a_host_of_another_version_is_refused() -> None:
     """The same seen from the client."""
-    reason = "the host speaks protocol 3, this client 1: install the same version of atoll on both sides"
+    reason = "the host speaks protocol 3, this client 2: install the same version of atoll on both sides"
     assert client().received(Challenge(3, HOST_NONCE, bytes(32), 7)) == refusal(Refusal.VERSION, reason)
 
 
@@ -180,7 +180,13 @@ def test_every_field_of_hello_is_under_the_proof(field: str) -> None:
 def test_a_host_refuses_what_it_does_not_expect(state: HostState) -> None:
     """R03: every message that the table does not have ends an unfinished handshake, and has no effect on a finished one."""
     hello = client().hello
-    messages = [hello, Challenge(1, HOST_NONCE, bytes(32), 7), Proof(bytes(32)), welcome(1), Refused(6, "no")]
+    messages = [
+        hello,
+        Challenge(PROTOCOL_VERSION, HOST_NONCE, bytes(32), 7),
+        Proof(bytes(32)),
+        welcome(1),
+        Refused(6, "no"),
+    ]
     for message in messages:
         theirs = host()
         theirs.hello = hello

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pgbouncer import BINARY, Pgbouncer
+from postgres_databases import PostgresDatabases
 
 from atoll.persistence.memory import MemoryStore
 from atoll.persistence.postgres import PostgresStore
@@ -46,7 +48,15 @@ class Stores:
             await handle.close()
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+@pytest.fixture(scope="session")
+def pooler(postgres_databases: PostgresDatabases) -> Iterator[Pgbouncer]:
+    if BINARY is None:
+        pytest.skip("there is no pgbouncer here: apt-get install pgbouncer")
+    with Pgbouncer.start(postgres_databases.server) as pooler:
+        yield pooler
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql", pytest.param("pgbouncer", marks=pytest.mark.soak)])
 def stores_of(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
     match request.param:
         case "memory":
@@ -56,6 +66,8 @@ def stores_of(request: pytest.FixtureRequest, tmp_path: Path) -> Stores:
             return Stores("sqlite", lambda: SQLiteStore(tmp_path / "store"))
         case kind:
             url: str = request.getfixturevalue("postgres_url")
+            if kind == "pgbouncer":
+                url = request.getfixturevalue("pooler").url(url.rpartition("/")[2])
             return Stores(kind, lambda: PostgresStore(url))
 
 

@@ -1,4 +1,4 @@
-"""The `atoll` command as its users run it: in a process of its own, in a folder of its own."""
+"""The `atoll` command as its users run it: in a process of its own, in a folder of its own; and without the process."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from atoll.cluster.cli import app
 
 APPS = Path(__file__).resolve().parents[1] / "real"
 TIMEOUT_S = 100
@@ -64,3 +70,24 @@ class CommandLine:
         assert lines[0].startswith("atoll: ")
         assert run.stdout.strip() == ""
         return lines[0].removeprefix("atoll: ")
+
+
+class InProcess(CommandLine):
+    """The same in this process: one of its own takes most of a second to begin. Folder, path and environment are this
+    process's while it runs."""
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        with pytest.MonkeyPatch.context() as patched, ThreadPoolExecutor(1) as thread:
+            patched.chdir(self.folder)
+            patched.setattr(sys, "path", list(sys.path))
+            patched.setattr("os.environ", dict(self.environment))
+            # on a thread, since the test's loop may run on this one
+            ended = thread.submit(CliRunner().invoke, app, arguments).result(TIMEOUT_S)
+        self._forget_apps()
+        return subprocess.CompletedProcess(arguments, ended.exit_code, ended.stdout, ended.stderr)
+
+    def _forget_apps(self) -> None:
+        """Modules of the folder: another folder may have others of the same names."""
+        for name, module in list(sys.modules.items()):
+            if Path(getattr(module, "__file__", None) or "/").is_relative_to(self.folder):
+                del sys.modules[name]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from simulator.loop import Process
+from simulator.loop import Life, Process
 from simulator.simulation import Simulation
 from wiring import APP, TOKEN
 
@@ -121,15 +121,16 @@ class Receiver:
         assert call.floor <= call.number
         assert call.prev < call.number
         if call.shard in streams.unowned:
-            peer.send(Moved(call.shard, call.number, 0, 0, "", call.sender))
+            peer.reply(call, Moved(call.shard, call.number, 0, 0, "", call.sender))
             return
         if streams.owners[call.shard][1] is not self:
-            peer.send(Moved(call.shard, call.number, *streams.entry(call.shard)[1:], call.sender))
+            peer.reply(call, Moved(call.shard, call.number, *streams.entry(call.shard)[1:], call.sender))
             return
         key = (call.sender - 1, call.shard)
         state = streams.states.setdefault(key, StreamState())
         if call.sender_epoch < state.epoch:
             self.late_epochs += 1
+            peer.forget(call)
             return
         if call.sender_epoch > state.epoch:
             state.epoch = call.sender_epoch
@@ -142,7 +143,7 @@ class Receiver:
         elif state.known(call.number):
             self._answer(peer, call, Status.OK)
         elif call.prev >= state.floor and not state.known(call.prev):
-            peer.send(OutOfOrder(call.shard, call.number, call.sender))
+            peer.reply(call, OutOfOrder(call.shard, call.number, call.sender))
         elif (status := self.answers_with(call)) is not None:
             self._answer(peer, call, status)
         else:
@@ -157,7 +158,7 @@ class Receiver:
                 self._answer(peer, call, Status.OK)
 
     def _answer(self, peer: Peer, call: Call, status: Status) -> None:
-        peer.send(Answer(call.shard, call.number, status, b"why" if status else b"", call.sender))
+        peer.reply(call, Answer(call.shard, call.number, status, b"why" if status else b"", call.sender))
 
     # ---- the test's side
 
@@ -246,6 +247,12 @@ class Post:
         self.processes[courier].context.copy().run(
             courier.carry, sending_shard, epoch, number, message, arrived or noted
         )
+
+    def unanswered(self) -> tuple[int, int]:
+        """Of all living receivers: calls and bytes that take room in a window."""
+        servers = [receiver.server for receiver in self.receivers if receiver.process.life is Life.RUNNING]
+        commands, sizes = zip(*(server.unanswered for server in servers), strict=True)
+        return sum(commands), sum(sizes)
 
     def ids(self, shard: int, count: int = 1) -> list[str]:
         """So many entities of one receiving shard."""

@@ -334,6 +334,12 @@ class RawClient:
         if not self.closed:
             self.heard.append(message)
 
+    def reply(self, call: Call, message: Message) -> None:
+        self.send(message)
+
+    def forget(self, call: Call) -> None:
+        pass
+
     def hold(self) -> None:
         self.held = True
 

@@ -35,6 +35,7 @@ SETTINGS = {
     "checkpoint_commands": 50,
     "uncheckpointed_commands_max": 200,
     "snapshot_every": 5,
+    "rest_idle_s": 0.2,
     "passivate_idle_s": 1.0,
     "table_write_rows": 3,
     "shard_window": 16,
@@ -184,6 +185,12 @@ class SimCluster:
     def addresses(self) -> list[str]:
         return [self.running[i].address for i, process in self.hosts.items() if process.life.value != "dead"]
 
+    def unanswered(self) -> tuple[int, int]:
+        """Of all hosts that run: calls and bytes that take room in a window."""
+        running = [self.running[i].server for i, process in self.hosts.items() if process.life.value == "running"]
+        commands, sizes = zip(*(server.unanswered for server in running), strict=True)
+        return sum(commands), sum(sizes)
+
     async def discover(self) -> list[str]:
         await asyncio.sleep(0.01)
         return self.addresses()
@@ -257,13 +264,16 @@ async def nemesis(cluster: SimCluster, luck: random.Random, seconds: float) -> i
 
 
 async def move_or_drain(cluster: SimCluster, luck: random.Random) -> None:
-    """Ask for some planned moves, to wherever; or drain a host, or take it back."""
+    """Ask for some planned moves, to wherever; or drain a host, or take it back; or pin a shard, or unpin it."""
     hosts = [row for row in await cluster.store.hosts() if row.state is HostState.LIVE]
     if not hosts:
         return
     host = luck.choice(hosts)
     if luck.random() < 0.3:
         await cluster.store.set_draining(host.incarnation, not host.draining)
+        return
+    if luck.random() < 0.3:
+        await cluster.store.pin(luck.randrange(cluster.settings.shards), luck.choice(["", None]))
         return
     rows = luck.sample(await cluster.store.shards(), luck.randint(1, cluster.settings.shards))
     await cluster.store.move([Assignment(row.shard, row.epoch, host.incarnation) for row in rows])

@@ -61,7 +61,7 @@ class EchoReceiver:
         self.frames.append(list(calls))
         for one in calls:
             if self.answer and isinstance(one, Call):
-                peer.send(Answer(one.shard, one.number, 0, one.arguments))
+                peer.reply(one, Answer(one.shard, one.number, 0, one.arguments))
 
     def disconnected(self, peer: Peer) -> None:
         self.peers.remove(peer)

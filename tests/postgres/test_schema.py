@@ -164,7 +164,7 @@ async def test_an_url_that_leads_nowhere(postgres_url: str, part: str) -> None:
     url, told = {
         "database": (f"{server}/nowhere", "check user, password and database"),
         "user": (postgres_url.replace("atoll_runtime@", "nobody:secret@"), "check user, password and database"),
-        "port": (f"postgresql://nobody:secret@127.0.0.1:1/{database}", "no answer"),
+        "port": (f"postgresql://nobody:secret@127.0.0.1:1/{database}", "no connection"),
     }[part]
     with pytest.raises(StoreUnavailable, match=told) as refused:
         await opened(url)

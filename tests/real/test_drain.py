@@ -1,4 +1,4 @@
-"""Nodes join, are drained by hand and by Ray, and hosts get a SIGTERM: on a real Ray cluster of three nodes, under load."""
+"""Nodes join, are drained by hand and by Ray, get a shard pinned, and hosts get a SIGTERM: on a real Ray cluster of three nodes, under load."""
 
 from __future__ import annotations
 
@@ -73,6 +73,36 @@ async def test_a_drained_node_is_emptied_without_an_error_and_stays_empty(runnin
         await load.check(cluster)
 
 
+@pytest.mark.soak
+async def test_a_pinned_shard_has_its_node_for_itself_and_its_host_is_killed(running: RunningApp, seed: int) -> None:
+    """S03, S11: `atoll pin` under load returns when the shard is alone on the named node; no append took a second. Its
+    host is killed: it is served elsewhere at once, and alone on its node again with the next host there. Every append
+    stands at its index. Unpinned, all have their share."""
+    cli, node = running.cli, node_of(running, 2)
+    victim = by_node(await asyncio.to_thread(running.whole))[node.node_id]
+    async with running.connected() as cluster:
+        async with AppendLoad(cluster, seed) as load:
+            await load.answered(100)
+            began = time.monotonic()
+            arguments = ("pin", running.name, "Ledger", "a hot one", "--node", node.node_id[:16])
+            pinned = await asyncio.to_thread(cli.asked, *arguments)
+            assert (pinned["alone"], pinned["at"], pinned["host"]) == (True, node.node_id, victim["incarnation"])
+            slowest = max(sent.took_s(time.monotonic()) for sent in load.sent if sent.ended >= began)
+            assert slowest < SLOWEST_S, f"seed {seed}: slowest append {slowest * 1000:.0f} ms"
+            os.kill(victim["pid"], signal.SIGKILL)
+            again = await asyncio.to_thread(running.until, lambda found: pin_is_kept(found, victim["incarnation"]))
+            assert again["pins"][0]["at"] == node.node_id
+            await load.answered(100)
+            undone = await asyncio.to_thread(cli.run, "unpin", running.name, "Ledger", "a hot one")
+            assert undone.returncode == 0, undone.stderr
+            await asyncio.to_thread(running.until, lambda found: shares_are_even(found, 3) and not found["pins"])
+        await load.check(cluster)
+
+
+def pin_is_kept(found: dict[str, Any], dead: int) -> bool:
+    return bool(found["pins"]) and found["pins"][0]["alone"] and found["pins"][0]["host"] != dead
+
+
 def test_what_cannot_be_drained_is_refused_in_one_line(running: RunningApp, cli: CommandLine) -> None:
     """A node that is not there, a name of several nodes: exit code 1, the nodes are listed, nothing drains."""
     running.whole()
@@ -83,6 +113,16 @@ def test_what_cannot_be_drained_is_refused_in_one_line(running: RunningApp, cli:
     assert "means 3 nodes, name one by its ID" in several
     assert all(name in unknown and name in several for name in listed)
     assert {host["state"] for host in running.status()["hosts"]} == {"live"}
+
+
+def test_what_cannot_be_pinned_is_refused_in_one_line(running: RunningApp, cli: CommandLine) -> None:
+    """S11: by the coordinator, and for an entity by what the hosts say that they have: exit code 1, nothing is pinned."""
+    assert cli.refused("pin", running.name, "--shard", "256") == (
+        "'under-test': shard 256 does not exist: there are shards 0 to 255"
+    )
+    said = cli.refused("pin", running.name, "Leger", "a hot one")
+    assert said.startswith("'under-test' has no kind 'Leger'; it has ")
+    assert running.status()["pins"] == []
 
 
 def test_only_nodes_with_what_the_app_requires_get_hosts(running: RunningApp, cli: CommandLine) -> None:

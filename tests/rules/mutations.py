@@ -16,6 +16,7 @@ READ = "tests/rules/test_read_rules.py::"
 ONCE = "tests/rules/test_once_rules.py::"
 SESSION = "tests/rules/test_session_rules.py::"
 LIFE = "tests/rules/test_entity_life.py::"
+RESTING = "tests/rules/test_resting_rules.py::"
 DELIVERY = "tests/rules/test_delivery_rules.py::"
 MESSAGES = "tests/rules/test_message_rules.py::"
 TIMERS = "tests/rules/test_timer_rules.py::"
@@ -612,8 +613,8 @@ MUTATIONS = [
         "PR22",
         "resending in order",
         "cluster/lanes.py",
-        "        for number, out in self.unanswered.items():\n            key",
-        "        for number, out in reversed(self.unanswered.items()):\n            key",
+        "self.resend.extend(self.unanswered.values())",
+        "self.resend.extend(reversed(self.unanswered.values()))",
         "tests/unit/test_lanes.py::test_floor_and_prev_are_those_of_who_remembers_everything",
     ),
     Mutation(
@@ -636,7 +637,7 @@ MUTATIONS = [
         "PR26",
         "dropping what was given up in the mailbox",
         "sharding/performer.py",
-        "        elif call.number < pending.window.floor:\n            return False\n",
+        "        elif call.number < pending.window.floor:\n            pending.given_up()\n            return False\n",
         "",
         ONCE + "test_a_command_in_the_mailbox_that_was_given_up_does_not_run",
     ),
@@ -1074,17 +1075,57 @@ MUTATIONS = [
         "S09",
         "dropping what a lost shard staged",
         "sharding/performer.py",
-        "        if shard.phase is Phase.CLOSED:\n            return  # lost",
+        "        if shard.phase is Phase.CLOSED:\n            pending.given_up()\n            return  # lost",
         "        if False:\n            return  # lost",
         TAKEOVER + "test_a_host_that_lost_a_shard_runs_none_of_its_turns_any_more",
     ),
     Mutation(
         "M13",
         "holding commands back while an entity leaves",
-        "sharding/host.py",
-        "            resident.scheduled = True  # no turn",
-        "            pass  # no turn",
+        "sharding/leaving.py",
+        "        resident.scheduled = True  # no turn",
+        "        pass  # no turn",
         LIFE + "test_a_command_that_arrives_while_an_entity_leaves_waits_for_it_to_come_back",
+    ),
+    Mutation(
+        "M13",
+        "waiting for the commit before an entity rests or leaves",
+        "sharding/passivation.py",
+        "                return resident if resident.ticket <= committed else None\n",
+        "                return resident\n",
+        RESTING + "test_who_is_not_durable_yet_is_kept",
+    ),
+    Mutation(
+        "M13",
+        "the bound when a query went idle",
+        "sharding/leaving.py",
+        "            self._make_room(now, self._active_max)\n",
+        "            pass\n",
+        RESTING + "test_a_scan_over_cold_entities_keeps_the_bound_at_every_instant",
+    ),
+    Mutation(
+        "M13",
+        "the bound when a command became durable",
+        "sharding/leaving.py",
+        "            self._make_room(self._world.monotonic(), self._active_max)\n",
+        "            pass\n",
+        RESTING + "test_who_is_not_durable_yet_is_kept",
+    ),
+    Mutation(
+        "M13",
+        "keeping what an entity holds besides its fields",
+        "actors/activation.py",
+        " or len(self._entity.__dict__) != len(kind.field_names)",
+        "",
+        RESTING + "test_who_holds_more_than_its_fields_does_not_rest",
+    ),
+    Mutation(
+        "S09",
+        "forgetting who rests in a shard that is gone",
+        "sharding/leaving.py",
+        "        self._resting.close(shard)\n",
+        "",
+        RESTING + "test_entities_of_a_shard_that_moved_away_are_not_woken_here_again",
     ),
     # ---- moves
     Mutation(
@@ -1170,9 +1211,9 @@ MUTATIONS = [
     ),
     Mutation(
         "M14",
-        "giving back the window of what is held",
+        "sending again what was held",
         "cluster/carrier.py",
-        "        for later, _ in lane.from_held(key):\n            self._back(later)\n",
+        "        for later in lane.from_held(key):\n            later.under_way = False\n",
         "",
         "tests/cluster/test_courier.py::test_receivers_that_are_stuck_leave_the_window_to_the_others",
     ),

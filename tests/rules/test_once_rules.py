@@ -188,6 +188,7 @@ def test_a_first_attempt_after_its_retry_was_refused_for_its_deadline_does_nothi
         c.call(1, "put_slowly", item="slow", seconds=5.0)
         c.call(2, "put", item="never", prev=1, attempt=2, remaining_ms=1_000)
         assert (await c.answer(2))[0] is Status.DEADLINE_EXCEEDED
+        assert await c.answer(1) == (Status.OK, 0)
         await s.fail_over(a, b, 0)
         late = s.raw_client(7, b, 2)
         late.call(2, "put", item="never", attempt=1)

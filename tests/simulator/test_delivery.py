@@ -230,8 +230,7 @@ def check_counters(cluster: SimCluster) -> None:
         assert host._paging._permits._value == settings.resuming_max
         assert not host._accepting._waiting
         assert not host._accepting._due
-        assert running._courier._under_way == 0
-        assert running._courier._under_way_bytes == 0
+        assert running.server.unanswered == (0, 0)
         assert not running._courier._lanes
         for shard in host.shards.values():
             assert not shard.outbox

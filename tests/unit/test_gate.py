@@ -39,7 +39,7 @@ class Fixture:
         self.lease.until = 3.0
         self.gate = OutputGate(self.commits, self.lease)
         self.left: list[int] = []
-        self.pending: Any = SimpleNamespace(peer=SimpleNamespace(send=lambda answer: self.left.append(answer.number)))
+        self.pending: Any = SimpleNamespace(reply=lambda answer: self.left.append(answer.number))
 
     def effect(self, ticket: int, number: int) -> None:
         self.gate.effect(ticket, self.pending, Answer(0, number, 0, b""))

@@ -23,7 +23,7 @@ WINDOW = 7
 
 
 def outgoing(id: str, deadline: float = 100.0) -> OutgoingCommand:
-    return OutgoingCommand(Request("Box", id, "put", b"x"), deadline=deadline, done=FUTURE)
+    return OutgoingCommand(Request("Box", id, "put", b"x"), deadline=deadline, gives_up=deadline, done=FUTURE)
 
 
 def message(id: str, number: int) -> OutgoingMessage:
@@ -39,7 +39,12 @@ def entered(lane: CommandLane, *ids: str) -> list[OutgoingCommand]:
 
 def resent(lane: Lane[Any], now: float) -> list[Call]:
     """What goes out after the lane has a new connection."""
-    return [lane.call(out, now, prev) for out, prev in lane.again()]
+    lane.all_again()
+    calls = []
+    while (out := lane.next_again()) is not None:
+        lane.resend.popleft()
+        calls.append(lane.call(out, now, lane.prev(out)))
+    return calls
 
 
 def follow(lane: Lane[Any], script: list[str | int], make: Any, numbers: list[int]) -> None:
@@ -55,7 +60,7 @@ def follow(lane: Lane[Any], script: list[str | int], make: Any, numbers: list[in
             lane.enter(out)
             assert out.number == number
             earlier = [number for number, id in unanswered if id == step]
-            assert lane.newest_before(out) == (earlier[-1] if earlier else 0)
+            assert lane.prev(out) == (earlier[-1] if earlier else 0)
             everything.append(number)
             unanswered.append((number, step))
         else:

@@ -22,9 +22,11 @@ class Driver:
         """(ID, which of those to it), in the order entered."""
         self.now = 0.0
 
-    def offer(self, id: str, count: int, *, fail_fast: bool = False) -> list[OutgoingCommand]:
+    def offer(self, id: str, count: int, *, fail_fast: bool = False, until: float = 9e9) -> list[OutgoingCommand]:
         outs = [
-            OutgoingCommand(Request("Box", id, f"{index}", b"", fail_fast=fail_fast), deadline=9e9, done=FUTURE)
+            OutgoingCommand(
+                Request("Box", id, f"{index}", b"", fail_fast=fail_fast), deadline=until, gives_up=until, done=FUTURE
+            )
             for index in range(count)
         ]
         for out in outs:
@@ -91,6 +93,34 @@ def test_who_stops_answering_gets_no_more_than_it_answered_lately() -> None:
     assert pace.under_way_max == PACE_FIRST + 200
     pace.answered(PACE_S * 4)
     assert pace.under_way_max == PACE_FIRST + 2
+
+
+def test_what_would_be_answered_too_late_is_refused_and_the_rest_is_sent() -> None:
+    """M12: at ten times what an entity can do, what is sent has time enough, and the entity is never without work."""
+    d = Driver()
+    in_time = 0
+    for tick in range(5000):
+        d.now = tick / 1000
+        d.offer("hot", 10, until=d.now + 1.0)
+        out = next(iter(d.lane.unanswered.values()))
+        in_time += d.now <= out.deadline
+        d.answer("hot")
+    assert in_time > 4500
+    assert len(d.lane.refused) > 5 * 4000
+
+
+def test_an_entity_that_stood_still_is_not_judged_by_its_first_answer() -> None:
+    """After a stall nobody knows how quick it is: those who wait are not sent away for that."""
+    pace: Pace[int] = Pace(0.0)
+    for index in range(1001):
+        pace.answered(index * 0.001)
+    assert 0.4 < pace.wait_s(500) < 0.6
+    pace.answered(5.0)
+    assert pace.wait_s(500) == 0.0
+    for index in range(1001):
+        pace.answered(5.0 + index * 0.001)
+    assert 0.4 < pace.wait_s(500) < 0.6
+    assert pace.wait_s(PACE_FIRST - 1) == 0.0
 
 
 def test_busy_entities_and_the_others_take_turns() -> None:

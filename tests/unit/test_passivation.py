@@ -1,4 +1,4 @@
-"""Which entities leave memory: pure bookkeeping in order of last use."""
+"""Residents without commands, in order of their last use: pure bookkeeping."""
 
 from __future__ import annotations
 
@@ -14,50 +14,58 @@ def resident(name: str) -> Resident:
     return Resident(nothing, ("Box", name), nothing)
 
 
-def names(residents: list[Resident]) -> list[str]:
-    return [resident.key[1] for resident in residents]
+def taken(idle: IdleList, before: float, *, now: float = 100.0, committed: int = 0, at_most: int = 100) -> list[str]:
+    return [resident.key[1] for resident in idle.take(before, now, committed, at_most)]
 
 
 def used(idle: IdleList, *at: tuple[str, float]) -> dict[str, Resident]:
-    residents = {}
+    residents: dict[str, Resident] = {}
     for name, now in at:
         residents[name] = residents.get(name) or resident(name)
         idle.used(residents[name], now)
     return residents
 
 
-def test_who_was_idle_for_long_is_due_oldest_first() -> None:
+def test_who_was_idle_for_long_is_taken_oldest_first() -> None:
     """M13: not a moment before, and a later use puts it off."""
-    idle = IdleList(10.0, 100)
+    idle = IdleList()
     used(idle, ("a", 0.0), ("b", 1.0), ("c", 2.0), ("a", 3.0))
-    assert names(idle.due(10.9, 0, 100)) == []
-    assert names(idle.due(11.0, 0, 100)) == ["b"]
-    assert names(idle.due(13.0, 0, 100)) == ["b", "c", "a"]
-    assert names(idle.due(13.0, 0, 2)) == ["b", "c"]
+    assert taken(idle, 0.9) == []
+    assert taken(idle, 1.0) == ["b"]
+    assert taken(idle, 3.0, at_most=1) == ["c"]
+    assert taken(idle, 3.0) == ["a"]
+    assert not idle.residents
 
 
-def test_above_the_bound_the_least_recently_used_are_due() -> None:
-    idle = IdleList(10.0, 2)
-    used(idle, ("a", 0.0), ("b", 1.0), ("c", 2.0), ("d", 3.0))
-    assert names(idle.due(3.0, 0, 100)) == ["a", "b"]
-
-
-def test_who_asked_to_leave_is_due_at_once() -> None:
-    idle = IdleList(10.0, 100)
+def test_who_asked_to_leave_is_taken_at_once() -> None:
+    idle = IdleList()
     residents = used(idle, ("a", 0.0), ("b", 1.0))
     residents["b"].leaving = True
     idle.used(residents["b"], 2.0)
-    assert names(idle.due(2.0, 0, 100)) == ["b"]
+    assert taken(idle, -1.0) == ["b"]
 
 
-def test_who_is_busy_or_shows_what_is_not_committed_stays() -> None:
+def test_who_shows_what_is_not_committed_stays_until_it_is() -> None:
     """PR10: an activation with staged effects is the only place that has them."""
-    idle = IdleList(10.0, 100)
+    idle = IdleList()
+    residents = used(idle, ("a", 0.0), ("b", 0.0))
+    residents["a"].ticket = 6
+    assert idle.oldest(50.0, 5) is None
+    assert taken(idle, 50.0, committed=5) == []
+    assert taken(idle, 50.0, committed=6) == ["a", "b"]
+
+
+def test_who_is_at_work_is_nobody_to_take() -> None:
+    """M13: it comes back to the list when it is idle again; what waits elsewhere for its turn counts as a use."""
+    idle = IdleList()
     residents = used(idle, ("a", 0.0), ("b", 0.0), ("c", 0.0))
     residents["a"].scheduled = True
-    residents["b"].ticket = 6
-    assert names(idle.due(50.0, 5, 100)) == ["c"]
-    assert names(idle.due(50.0, 6, 100)) == ["b", "c"]
-    idle.forget(residents["c"])
-    idle.forget(residents["c"])
-    assert len(idle) == 2
+    residents["b"].with_backlog()
+    assert taken(idle, 50.0) == ["c"]
+    assert taken(idle, 99.0) == []
+    residents["b"].backlog = None
+    assert taken(idle, 99.0, now=101.0) == []
+    assert taken(idle, 100.0, now=101.0) == ["b"]
+    idle.used(residents["a"], 102.0)
+    residents["a"].scheduled = False
+    assert taken(idle, 102.0) == ["a"]
