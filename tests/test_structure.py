@@ -67,6 +67,7 @@ SHELLS: dict[str, tuple[str, ...]] = {
     # an export is a file, which is there when it is complete
     "cluster.store_export": ("os", "pathlib", "tempfile"),
     "cluster.draining": ("time",),
+    "cluster.pinning": ("time",),
     "cluster.ray_status": ("time",),
     "cluster.signals": ("signal", "threading"),
     # names of databases: folders are compared, a family is drawn
