@@ -18,7 +18,7 @@ from three_nodes import RayNodes
 import atoll
 from atoll.sharding.hashing import shard_of
 
-pytestmark = [pytest.mark.real, pytest.mark.soak, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.real, pytest.mark.soak, pytest.mark.timeout(600)]
 
 APP = "under-test"
 DATABASES = ["first", "second"]
