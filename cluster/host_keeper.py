@@ -267,7 +267,7 @@ class HostKeeper:
     async def ownership(self) -> Ownership | None:
         """None while the store does not answer, or was not opened yet."""
         hosts = await self._asked(lambda store: store.hosts())
-        shards = await self._asked(lambda store: store.shards())
+        shards = None if hosts is None else await self._asked(lambda store: store.shards())
         if hosts is None or shards is None or self._coordination is None:
             return None
         live = [host for host in hosts if host.state is HostState.LIVE]
@@ -276,7 +276,7 @@ class HostKeeper:
     async def shards(self) -> list[tuple[ShardRow, str | None]] | None:
         """Each shard's row, and where who has it, or is to claim it, listens. None: as above."""
         hosts = await self._asked(lambda store: store.hosts())
-        rows = await self._asked(lambda store: store.shards())
+        rows = None if hosts is None else await self._asked(lambda store: store.shards())
         if hosts is None or rows is None:
             return None
         addresses = {host.incarnation: host.address for host in hosts}

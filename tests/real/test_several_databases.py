@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from app_under_test import Ledger
@@ -40,6 +41,57 @@ def server() -> Iterator[PostgresServer]:
 
 def named(urls: list[str]) -> list[str]:
     return [part for url in urls for part in ("--store", url)]
+
+
+CODE = """
+import atoll
+
+class Ledger(atoll.Entity):
+    entries: list[str] = atoll.field(default_factory=list)
+
+    @atoll.command
+    def append(self, value: str) -> int:
+        self.entries.append(value)
+        return len(self.entries) - 1
+
+app = atoll.App("two-folders", entities=[Ledger], version="{version}", store=["sqlite:./one", "sqlite:./two"])
+"""
+
+
+async def test_an_upgrade_and_a_drain_reach_the_hosts_of_every_database(ray_nodes: RayNodes, cli: CommandLine) -> None:
+    """S07, S17: a drained node is empty when the hosts of both have given everything away; an upgrade is done when no host
+    of either runs the old version, and every entity goes on."""
+    running = RunningApp(ray_nodes, cli, "two-folders")
+
+    def start(version: str) -> dict[str, Any]:
+        folder = cli.folder / f"code-{version}"
+        folder.mkdir()
+        (folder / "two_folders.py").write_text(CODE.format(version=version))
+        found: dict[str, Any] = cli.asked("start", "two_folders:app", "--app-dir", str(folder), "--ship")
+        return found
+
+    started = await asyncio.to_thread(start, "1")
+    assert len(started["hosts"]) == 4
+    async with running.connected(hosts=4) as cluster:
+        names = [f"name-{number}" for number in range(40)]
+        assert await asyncio.gather(*(cluster.entity(Ledger, name).append("1") for name in names)) == [0] * 40
+        await _drained(ray_nodes.nodes[1].node_id, running, cli)
+        upgraded = await asyncio.to_thread(start, "2")
+        assert {(host["stripe"], host["version"]) for host in upgraded["hosts"]} == {(0, "2"), (1, "2")}
+        assert upgraded["served"] == upgraded["shards"]
+        assert await asyncio.gather(*(cluster.entity(Ledger, name).append("2") for name in names)) == [1] * 40
+    stopped = await asyncio.to_thread(cli.run, "stop", "two-folders")
+    assert stopped.stdout == "two-folders is stopped\n", stopped.stderr
+
+
+async def _drained(node: str, running: RunningApp, cli: CommandLine) -> None:
+    done = await asyncio.to_thread(cli.run, "drain", node)
+    assert done.returncode == 0, done.stderr
+    found = await asyncio.to_thread(running.status)
+    assert {(host["shards"], host["state"]) for host in found["hosts"] if host["node"] == node} == {(0, "draining")}
+    assert found["served"] == found["shards"]
+    undone = await asyncio.to_thread(cli.run, "drain", node, "--undo")
+    assert undone.returncode == 0, undone.stderr
 
 
 async def test_an_app_lives_in_two_databases(ray_nodes: RayNodes, server: PostgresServer, cli: CommandLine) -> None:
