@@ -37,7 +37,8 @@ class Entity:
     handlers of the class wait at the same time on each host (not those of its subclasses).
 
     Un-annotated, `ClassVar` and `_underscore` names are not state; the latter are yours for what may be lost at any
-    time (caches, clients). Raises `TypeError` or `ValueError` for what cannot work.
+    time (caches, clients). An idle entity that has neither such attributes nor hooks is kept as its encoded state, and
+    its next command runs on a new object. Raises `TypeError` or `ValueError` for what cannot work.
     """
 
     __slots__ = ("_atoll_stage",)

@@ -111,8 +111,9 @@ class NotExecuted(AtollError):
 
 
 class Overloaded(NotExecuted):
-    """A queue on the way is full: one to the entity, or the outbox for what it would have sent (nothing of the command
-    was kept then). Wait `retry_after_s` seconds (with jitter), then repeat."""
+    """A queue on the way is full, or so long that the answer would be too late: one to the entity, or the outbox for
+    what it would have sent (nothing of the command was kept then). Wait `retry_after_s` seconds (with jitter), then
+    repeat."""
 
     def __init__(self, message: str = "a queue on the way is full", retry_after_s: float = 0.1) -> None:
         super().__init__(message)

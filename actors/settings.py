@@ -70,6 +70,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     queued_bytes_max: int = 128 << 20
     """Of one host: commands that wait for their turn, and what is staged and not durable. Above half of it a peer with
     more than its share is not read from, above it nobody is, until there is room. Eight full connection windows."""
+    replies_bytes_max: int = 256 << 20
+    """Of one host: recorded replies that its clients have not confirmed, in memory for a repeat. Above it a client may
+    run only the lowest number of each shard that it lacks an answer for, until it confirms the others: one reply more
+    for each of them at most. Seen every 0.1 s."""
     unsent_bytes_max: int = 256 << 20
     """Of one host: answers that its peers do not take. Above it, the connection with the most is closed."""
     uncommitted_commands_max: int = 20_000
@@ -92,19 +96,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """The same in time: handlers that take a millisecond each give way after a few."""
     snapshot_every: int = 100
     """Events after which an event-sourced entity's record carries its whole state: bounds activation."""
-    rest_idle_s: float = 5.0
+    rest_idle_s: float = 2.0
     """An entity without commands is kept as its encoded state after this, unless it has hooks or attributes besides its
-    fields. That takes a fifth of the memory, and some 20 us of its next command."""
+    fields. That takes a fifth of the memory, and 5 us of its next command."""
     passivate_idle_s: float = 600.0
     """An entity without commands leaves memory after this, one at rest up to an eighth later."""
     active_entities_max: int = 200_000
-    """Above this the least recently used leave memory (FILL bytes each at rest, about 1-2 KB else). Who is at work, or
-    not durable yet, is not counted."""
+    """Above this the least recently used leave memory: 400 bytes each at rest, about 2 KB else. Who is at work, or not
+    durable yet, stays until it no longer is."""
 
     memory_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
     """What a host's process may take. From 80 % on entities leave memory and less may wait, from 90 % on much less.
-    0: the limit of its container, else the machine's memory; of either a part where an app has several databases, and
-    so a host for each. Set it where other hosts share them."""
+    0: the tightest limit of its control groups (a container's), else the machine's memory; a part of either where an
+    app has several databases, and so a host for each. Set it where other hosts share them. In a container of less than
+    a GiB lower `uncheckpointed_bytes_max` as well: it is part of this."""
 
     # ---- checkpoint, recovery, retention
     checkpoint_s: float = 5.0

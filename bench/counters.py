@@ -6,6 +6,7 @@ A host process imports it as `counters:app`; the load generator imports it for i
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,21 @@ class Pair(atoll.Entity):
     def put(self, name: str, amount: int) -> None:
         self.name, self.amount = name, amount
 
+    @atoll.query
+    def read(self) -> tuple[str, int]:
+        return self.name, self.amount
+
+
+class Collector(atoll.Entity, durable=False):
+    """Lets its host's garbage collector look at all that there is."""
+
+    @atoll.query
+    def collect(self) -> float:
+        """Seconds that it took."""
+        began = time.perf_counter()
+        gc.collect()
+        return time.perf_counter() - began
+
 
 class Gated(atoll.Entity):
     """Works only once a file exists: until then its commands wait."""
@@ -134,4 +150,4 @@ class Book(atoll.EventSourced):
         self.count += 1
 
 
-app = atoll.App("bench", entities=[Counter, Tally, Blob, Purse, Busy, Pair, Gated, Book])
+app = atoll.App("bench", entities=[Counter, Tally, Blob, Purse, Busy, Pair, Collector, Gated, Book])

@@ -29,13 +29,16 @@ class Load:
         return self.asks / self.seconds
 
 
-async def drive(asks: Sequence[Callable[[], Awaitable[object]]], in_flight: int, seconds: float) -> Load:
+async def drive(
+    asks: Sequence[Callable[[], Awaitable[object]]], in_flight: int, seconds: float, *, sample_every: int | None = None
+) -> Load:
     """Keep `in_flight` asks under way for so many seconds, going through `asks` in turn.
 
     Raises what one of them raises: a measured command that fails is a bug, not a data point.
     """
     load = Load()
-    sample_every = 1 if in_flight == 1 else SAMPLE_EVERY
+    if sample_every is None:
+        sample_every = 1 if in_flight == 1 else SAMPLE_EVERY
     began = time.perf_counter()
     end = began + seconds
     tickets = iter(range(1 << 62))

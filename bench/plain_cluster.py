@@ -37,7 +37,7 @@ from atoll.persistence.open import open_store
 from atoll.persistence.spi import Store
 from atoll.persistence.stripes import Stripe
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 60.0
 """A host is up in about half a second; on a machine under load it may take many times as long."""
 
 

@@ -34,7 +34,7 @@ from .signals import end_on_sigterm
 from .store_check import check_store
 from .store_export import export_store, new_file, standing_still
 from .store_import import import_store
-from .store_prune import Pruned, Pruning, check_kinds, prune
+from .store_prune import Pruned, Pruning, ages, check_kinds, prune
 from .store_stats import Figures, KindFigures, figures, in_all
 from .store_walk import Tell
 from .stores import store_urls
@@ -141,6 +141,29 @@ def stats(app_path: AppPath, app_dir: AppDir = ".", store: StoreUrls = None, as_
     console.print("  ".join(f"{name.replace('_', ' ')} {value:,}" for name, value in rest.items()), soft_wrap=True)
 
 
+def _pruning(
+    app: App,
+    settings: Settings,
+    now_ms: int,
+    events: list[str] | None,
+    letters: list[str] | None,
+    ids: list[str] | None,
+) -> Pruning:
+    """What the options of `prune` say. Raises `ValueError`."""
+    letters_days, letters_of = ages(letters or ())
+    ids_days, ids_of = ages(ids or ())
+    if ids_days is not None:
+        raise ValueError("command IDs are forgotten kind by kind: --command-ids-older-than KIND=DAYS")
+    check_kinds((*letters_of, *ids_of), app.kinds)
+    return Pruning(
+        events_of=check_kinds(events or (), app.kinds),
+        command_ids_before_ms=now_ms - int(settings.command_id_retention_s * 1000),
+        command_ids_of={kind: now_ms - int(days * DAY_MS) for kind, days in ids_of.items()},
+        letters_before_ms=0 if letters_days is None else now_ms - int(letters_days * DAY_MS),
+        letters_of={kind: now_ms - int(days * DAY_MS) for kind, days in letters_of.items()},
+    )
+
+
 @upkeep.command("prune")
 def prune_command(
     app_path: AppPath,
@@ -150,7 +173,14 @@ def prune_command(
         list[str] | None, typer.Option(metavar="KIND", help="drop its events that a snapshot covers; may be repeated")
     ] = None,
     dead_letters_older_than: Annotated[
-        float | None, typer.Option(metavar="DAYS", help="drop dead letters that are older", min=0.0)
+        list[str] | None,
+        typer.Option(
+            metavar="[KIND=]DAYS", help="drop dead letters that are older, of all kinds or of one; repeatable"
+        ),
+    ] = None,
+    command_ids_older_than: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=DAYS", help="forget its older command IDs: they would run again; repeatable"),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="drop nothing, say what would go")] = False,
     as_json: AsJson = False,
@@ -159,11 +189,8 @@ def prune_command(
     with told_in_one_line(), _bar("pruning") as tell:
         app, settings, urls = _loaded(app_path, app_dir, store)
         world = SystemWorld()
-        now = world.wall_ms()
-        pruning = Pruning(
-            events_of=check_kinds(events_below_snapshot or (), app.kinds),
-            command_ids_before_ms=now - int(settings.command_id_retention_s * 1000),
-            letters_before_ms=0 if dead_letters_older_than is None else now - int(dead_letters_older_than * DAY_MS),
+        pruning = _pruning(
+            app, settings, world.wall_ms(), events_below_snapshot, dead_letters_older_than, command_ids_older_than
         )
 
         async def work() -> Pruned:

@@ -34,13 +34,16 @@ from ..actors.logs import about
 from ..actors.settings import Settings
 from ..persistence.stripes import ONLY, Stripe
 from ..sharding.hashing import shard_of
-from ..sharding.messages import Answer
+from ..sharding.messages import Answer, Confirm
 from ..sharding.table import Route, ShardTable
 from .carrier import Carrier, Discover, log
-from .deadlines import Deadlines
+from .deadlines import LOOK_S, Deadlines
 from .lanes import CommandLane, OutgoingCommand
 from .link import Access, Link
 from .wire import Role
+
+CONFIRM_S = 1.0
+"""Between two looks for shards whose host does not know yet that all is answered, and that no further call tells."""
 
 SESSION_EXPIRED = "the client's session expired while the command was under way"
 
@@ -67,6 +70,7 @@ class Client(Carrier[CommandLane]):
         self._rejections = rejections
         self._pid = os.getpid()
         self._deadlines = Deadlines(access.world, self._late)
+        self._confirming: asyncio.TimerHandle | None = None
 
     # ---- life ------------------------------------------------------------------------------------------------------
 
@@ -133,6 +137,8 @@ class Client(Carrier[CommandLane]):
         """Close the connections. Commands still under way end with `OutcomeUnknown` (or `Unavailable`, never sent)."""
         self._hang_up()
         self._deadlines.stop()
+        if self._confirming is not None:
+            self._confirming.cancel()
         for lane in self._lanes.values():
             for out in [*lane.unanswered.values(), *lane.waiting()]:
                 self._give_up(lane, out, "the client was closed")
@@ -188,7 +194,7 @@ class Client(Carrier[CommandLane]):
     def _lane(self, shard: int) -> CommandLane:
         lane = self._lanes.get(shard)  # the shard is the lane's key (lanes.py)
         if lane is None:
-            lane = self._lanes[shard] = CommandLane(shard)
+            lane = self._lanes[shard] = CommandLane(shard, self._deadlines.lag)
         return lane
 
     def _width(self, settings: Settings) -> int:
@@ -233,8 +239,26 @@ class Client(Carrier[CommandLane]):
         self._settle(lane, answer.number, answered=answer.status != Status.OVERLOADED)
         if lane.refused:
             self._refuse(lane)
+        if self._confirming is None:
+            self._confirm_later()
         if not out.done.done():
             out.done.set_result(answer)
+
+    def _confirm(self) -> None:
+        """Tell hosts what they need not remember any more. A busy shard's calls say it; looks end with the traffic."""
+        self._confirming = None
+        floors: dict[Link, list[tuple[int, int]]] = {}
+        for lane in self._lanes.values():
+            if lane.unconfirmed and lane.link is not None:
+                lane.confirmed = lane.floor
+                floors.setdefault(lane.link, []).append((lane.shard, lane.floor))
+        for link, confirmed in floors.items():
+            link.send(Confirm(tuple(confirmed)))
+        if any(lane.unanswered for lane in self._lanes.values()):
+            self._confirm_later()
+
+    def _confirm_later(self) -> None:
+        self._confirming = self._loop.call_later(CONFIRM_S, self._confirm)
 
     # ---- giving up -------------------------------------------------------------------------------------------------
 
@@ -279,9 +303,10 @@ class Client(Carrier[CommandLane]):
         """Its deadline passed. What was sent may have run or not: whoever knows is given a moment to say it."""
         request, now = out.request, self._world.monotonic()
         timeout_s = self._settings.command_timeout_s if request.timeout_s is None else request.timeout_s
-        verdict_s = min(self._settings.verdict_s, timeout_s)
-        if out.outstanding and not request.query and now < out.deadline + verdict_s:
-            out.gives_up = out.deadline + verdict_s
+        if out.outstanding and not request.query and out.gives_up == out.deadline:
+            verdict_s = min(self._settings.verdict_s, timeout_s)
+            # A loop that is late itself first reads what has come.
+            out.gives_up = max(out.deadline + verdict_s, now + LOOK_S)
             self._deadlines.watch(verdict_s, out)
         else:
             self._give_up(self._lane(shard_of(request.id, self._shards)), out, f"no answer within {timeout_s:g} s")

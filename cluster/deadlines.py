@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from ..actors.world import World
 from .lanes import OutgoingCommand
+from .pace import Lag
 
 LOOK_S = 0.02
 """How exactly deadlines are kept."""
@@ -22,6 +23,8 @@ class Deadlines:
         self._queues: dict[int, deque[OutgoingCommand]] = {}
         """By time-out (in looks, so that there are few), which keeps each in order of `gives_up`."""
         self._look: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        self.lag = Lag()
 
     def watch(self, timeout_s: float, out: OutgoingCommand) -> None:
         """`out.gives_up` is `timeout_s` from now."""
@@ -33,7 +36,7 @@ class Deadlines:
             queue.popleft()
         queue.append(out)
         if self._look is None:
-            self._look = self._loop.call_later(LOOK_S, self._look_at_all)
+            self._look_later(self._world.monotonic())
 
     def stop(self) -> None:
         self._queues.clear()
@@ -42,6 +45,7 @@ class Deadlines:
 
     def _look_at_all(self) -> None:
         now = self._world.monotonic()
+        self.lag.seconds = max(0.0, now - self._due)
         for looks, queue in list(self._queues.items()):
             while queue and (queue[0].done.done() or queue[0].gives_up <= now):
                 out = queue.popleft()
@@ -49,4 +53,10 @@ class Deadlines:
                     self._passed(out)
             if not queue:
                 del self._queues[looks]
-        self._look = self._loop.call_later(LOOK_S, self._look_at_all) if self._queues else None
+        self._look = None
+        if self._queues:
+            self._look_later(now)
+
+    def _look_later(self, now: float) -> None:
+        self._due = now + LOOK_S
+        self._look = self._loop.call_later(LOOK_S, self._look_at_all)

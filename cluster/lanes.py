@@ -29,7 +29,7 @@ import msgspec
 from ..actors.calls import Mode, Request
 from ..actors.stored import StoredMessage
 from ..sharding.messages import Answer, Call
-from .pace import MARGIN, PACE_FIRST, Pace
+from .pace import MARGIN, PACE_FIRST, Lag, Pace
 
 R = TypeVar("R", Request, StoredMessage)
 
@@ -245,15 +245,19 @@ class Lane(ABC, Generic[Out]):
 class CommandLane(Lane[OutgoingCommand]):
     """A client's commands to one shard."""
 
-    __slots__ = ("_backlog_first", "_ready", "busy", "refused")
+    __slots__ = ("_backlog_first", "_lag", "_ready", "busy", "confirmed", "refused")
 
-    def __init__(self, shard: int) -> None:
+    def __init__(self, shard: int, lag: Lag | None = None) -> None:
+        """`lag`: of the process, kept by who has the clock."""
         super().__init__(shard)
+        self._lag = lag or Lag()
         self.busy: dict[EntityKey, Pace[OutgoingCommand]] = {}
         self._ready: OrderedDict[EntityKey, None] = OrderedDict()
         """Busy entities for whose commands there may be room."""
         self._backlog_first = True
         """Busy entities and the backlog take turns."""
+        self.confirmed = 1
+        """The floor that the shard's host was told last."""
         self.refused: list[tuple[OutgoingCommand, float]] = []
         """Taken out of what waits, since there is not time enough for them; and how many seconds they would wait."""
 
@@ -310,7 +314,7 @@ class CommandLane(Lane[OutgoingCommand]):
         """It need not be sent: it is about to be given up, or its answer would come after that."""
         if out.deadline <= now:
             return True
-        wait_s = pace.wait_s(len(self._by_entity.get(key, ())))
+        wait_s = pace.wait_s(len(self._by_entity.get(key, ()))) - self._lag.seconds
         if out.deadline - now >= MARGIN * wait_s:
             return False
         self.refused.append((out, wait_s))
@@ -342,6 +346,11 @@ class CommandLane(Lane[OutgoingCommand]):
     @property
     def waits(self) -> bool:
         return bool(self.backlog or self.resend or self._ready)
+
+    @property
+    def unconfirmed(self) -> bool:
+        """Nothing is under way, and the host does not know that all is answered."""
+        return not self.unanswered and self.confirmed < self.floor
 
     def waiting(self) -> list[OutgoingCommand]:
         """All that has not entered, those to one entity in order."""
@@ -381,6 +390,7 @@ class CommandLane(Lane[OutgoingCommand]):
     def call(self, out: OutgoingCommand, now: float, prev: int) -> Call:
         out.attempts += 1
         out.outstanding += 1
+        self.confirmed = self.floor
         request = out.request
         return Call(
             self.shard,

@@ -8,7 +8,8 @@ rate times the time that each takes).
 
 The same law says how long the next one would wait behind those under way. What has less time left than that is not
 sent, and its caller hears so. Else, with more to do than the entity can, commands would leave when their deadline is
-near, one after the other, and it would work for callers who are about to go.
+near, one after the other, and it would work for callers who are about to go. How late this process itself is does not
+count: whatever it has under way, a loop that stands still for a second hears of its answers after a second.
 """
 
 from __future__ import annotations
@@ -25,6 +26,15 @@ MARGIN = 1.1
 PACE_S = 0.5
 """What is under way to one entity should be answered within this. A window of 1,024 numbers then lets the others of its
 shard send some 1,000 commands a second past it."""
+
+
+class Lag:
+    """How late this process's loop was, lately."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
 
 
 class Pace(Generic[T]):

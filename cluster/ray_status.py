@@ -60,7 +60,7 @@ def status(app_name: str) -> dict[str, Any]:
 
     Returns `app`, `version` (the one that is wanted; None when the coordinator does not answer), `shards` (in all),
     `stripes` (how many databases), `silent` (which of them do not answer), `served`, `hosts` (each with `stripe`,
-    `incarnation`, `address`, `node`, `version`, `state`, and if it answers `pid`,
+    `incarnation`, `address`, `node`, `version`, `state`, and if it answers `pid`, `kinds`,
     `shards`, `entities`, `lease_valid`, `connections`, `log_row`, `checkpoints`,
     `hot`: see `Host.hot`), `moves` (under way: `stripe`, `shard`, `from`, `to`, `why`,
     `since_s`), `pins` (each a `PinState`, and

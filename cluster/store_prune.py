@@ -1,8 +1,9 @@
 """Dropping what a store need not keep: only what was asked for, and only of a stopped app.
 
     events below a snapshot     of kinds that were named: history that nobody needs to know what an entity is
-    replies to command IDs      older than the app keeps them; a running app drops them by and by itself
-    dead letters                older than was asked for
+    replies to command IDs      older than the app keeps them; a running app drops them by and by itself. Of kinds that
+                                were named also younger ones: a command that comes again with such an ID runs again
+    dead letters                older than was asked for, of all kinds or of some
     rows of finished logs       what they hold stands in the tables; a log's newest row and its seal stay
 
 Beside a running app it is refused: an owner counts its dead letters, and an entity that is just being loaded may be
@@ -13,7 +14,8 @@ there. A dry run takes nothing into its hands, and counts what the tables show.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+import re
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 import msgspec
 
@@ -26,6 +28,8 @@ from ..persistence.tables import Table
 from ..sharding.charge import Charge, in_charge, quiet_holders
 from .store_walk import Tell, commits, pages
 
+_NUMBER = re.compile(r"\d+(\.\d+)?")
+
 
 class Pruning(msgspec.Struct, frozen=True):
     """What is to go."""
@@ -33,8 +37,11 @@ class Pruning(msgspec.Struct, frozen=True):
     events_of: frozenset[str] = frozenset()
     """Kinds whose events below their snapshot, or of deleted entities, go."""
     command_ids_before_ms: int = 0
+    """Of all kinds; 0: none."""
+    command_ids_of: Mapping[str, int] = {}
+    """Kind -> also those of it that are from before then."""
     letters_before_ms: int = 0
-    """0: none."""
+    letters_of: Mapping[str, int] = {}
 
 
 class Pruned(msgspec.Struct):
@@ -45,6 +52,23 @@ class Pruned(msgspec.Struct):
     command_ids: int = 0
     dead_letters: int = 0
     log_rows: int = 0
+
+
+def ages(asked: Iterable[str]) -> tuple[float | None, dict[str, float]]:
+    """What `[KIND=]DAYS` says, each at most once: days for all kinds, and for those that are named. Raises
+    `ValueError`."""
+    for_all: float | None = None
+    named: dict[str, float] = {}
+    for each in asked:
+        kind, _equals, text = each.rpartition("=")
+        days = float(text) if _NUMBER.fullmatch(text) else None
+        if days is None or kind in named or (not kind and for_all is not None):
+            raise ValueError(f"{each!r} is no age: DAYS for all kinds or KIND=DAYS for one, each once")
+        if kind:
+            named[kind] = days
+        else:
+            for_all = days
+    return for_all, named
 
 
 def check_kinds(asked: Iterable[str], known: Iterable[str]) -> frozenset[str]:
@@ -85,14 +109,15 @@ async def _hands(store: Store, settings: Settings, world: World, *, dry_run: boo
 
 async def _command_ids(store: Store, shard: int, pruning: Pruning, charge: Charge | None, pruned: Pruned) -> None:
     before = pruning.command_ids_before_ms
-    old = await _count(store, Table.NAMED, shard, lambda row: isinstance(row, NamedReply) and row.time_ms < before)
-    if old and charge is not None:
-        await charge.write(shard, forget_named_before_ms=before)
-    pruned.command_ids += old
-
-
-async def _count(store: Store, table: Table, shard: int, wanted: Callable[[object], bool]) -> int:
-    return sum([wanted(row) async for page in pages(store, table, shard) for row in page])
+    async for page in pages(store, Table.NAMED, shard):
+        old = tuple(
+            (row.kind, row.id, row.command_id)
+            for row in page
+            if isinstance(row, NamedReply) and row.time_ms < max(before, pruning.command_ids_of.get(row.kind, 0))
+        )
+        if old and charge is not None:
+            await charge.write(shard, named_gone=old)
+        pruned.command_ids += len(old)
 
 
 async def _dead_letters(store: Store, shard: int, pruning: Pruning, charge: Charge | None, pruned: Pruned) -> None:
@@ -100,7 +125,8 @@ async def _dead_letters(store: Store, shard: int, pruning: Pruning, charge: Char
         old = tuple(
             row.number
             for row in page
-            if isinstance(row, DeadLetterRow) and row.letter.time_ms < pruning.letters_before_ms
+            if isinstance(row, DeadLetterRow)
+            and row.letter.time_ms < pruning.letters_of.get(row.kind, pruning.letters_before_ms)
         )
         if old and charge is not None:
             await charge.write(shard, letters_gone=old)

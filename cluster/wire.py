@@ -29,6 +29,7 @@ from ..actors.errors import AtollError
 from ..sharding.messages import (
     Answer,
     Call,
+    Confirm,
     Credit,
     Goodbye,
     Load,
@@ -149,7 +150,7 @@ Decoder = msgspec.msgpack.Decoder[Any]
 """Of a list of messages. Which ones, the constants below say."""
 
 HANDSHAKE: Decoder = msgspec.msgpack.Decoder(list[HandshakeMessage])
-FROM_CLIENT: Decoder = msgspec.msgpack.Decoder(list[Call | Poke | Ping | Pong | Goodbye])
+FROM_CLIENT: Decoder = msgspec.msgpack.Decoder(list[Call | Confirm | Poke | Ping | Pong | Goodbye])
 FROM_COORDINATOR: Decoder = msgspec.msgpack.Decoder(list[Poke | StripeHosts | Ping | Pong | Goodbye])
 FROM_HOST: Decoder = msgspec.msgpack.Decoder(
     list[Answer | Moved | OutOfOrder | TableUpdate | StripeHosts | Credit | Poke | Load | Ping | Pong | Goodbye]

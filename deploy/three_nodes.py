@@ -46,7 +46,8 @@ OBJECT_STORE_BYTES = 80_000_000
 """Atoll puts nothing into the object store; Ray's least is 75 MB."""
 START_TIMEOUT_S = 90.0
 """For one node. About 4 s on an idle machine; a busy one of two cores has been seen to take 20 s."""
-END_TIMEOUT_S = 10.0
+END_TIMEOUT_S = 30.0
+"""After SIGKILL: a tenth of a second, unless the machine is busy."""
 
 
 class RayNodesError(Exception):

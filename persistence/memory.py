@@ -262,8 +262,8 @@ class MemoryStore:
         for named in write.named:
             tables.named.setdefault((named.kind, named.id, named.command_id), named)
         old = [name for name, named in tables.named.items() if named.time_ms < write.forget_named_before_ms]
-        for name in old:
-            del tables.named[name]
+        for name in (*old, *write.named_gone):
+            tables.named.pop(name, None)
         _write_pending(tables, write)
 
     def _add_history(self, row: ShardRow, end: CheckpointEnd) -> None:

@@ -58,6 +58,7 @@ ON CONFLICT (shard, kind, id, command_id) DO NOTHING
 """
 _FORGET_CLIENTS = "DELETE FROM clients WHERE shard = $1 AND client = $2"
 _FORGET_NAMED = "DELETE FROM named_replies WHERE shard = $1 AND time_ms < $2"
+_DELETE_NAMED = "DELETE FROM named_replies WHERE shard = $1 AND kind = $2 AND id = $3 AND command_id = $4"
 _ENTITY = "SELECT seq, row FROM entities WHERE shard = $1 AND kind = $2 AND id = $3"
 _ENTITIES = """
 SELECT e.shard, e.kind, e.id, e.seq, e.row
@@ -204,6 +205,8 @@ async def _write_rows(connection: Connection, writes: Sequence[TableWrite]) -> N
     await put(connection, _PUT_NAMED, [_named_binding(w.shard, row) for w in writes for row in w.named])
     forget = [(w.shard, w.forget_named_before_ms) for w in writes if w.forget_named_before_ms]
     await delete(connection, _FORGET_NAMED, forget)
+    gone = [(w.shard, *map(str.encode, name)) for w in writes for name in w.named_gone]
+    await delete(connection, _DELETE_NAMED, gone)
     await write_pending(connection, writes)
 
 

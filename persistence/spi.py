@@ -141,6 +141,8 @@ class TableWrite(msgspec.Struct, frozen=True):
     named: tuple[NamedReply, ...] = ()
     forget_named_before_ms: int = 0
     """Named replies older than this are dropped (retention); 0 keeps all."""
+    named_gone: tuple[tuple[str, str, str], ...] = ()
+    """(kind, ID, command ID) of further ones that are dropped; those that no row has are no error."""
     mailbox: tuple[MailboxRow, ...] = ()
     mailbox_done: tuple[tuple[str, str, int], ...] = ()
     """(kind, ID, entry) of entries that are pending no more; those that no row has are no error. Done first."""

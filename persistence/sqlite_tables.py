@@ -226,6 +226,10 @@ class TablesWriter:
             database.write(
                 "DELETE FROM named_replies WHERE shard = ? AND time_ms < ?", (write.shard, write.forget_named_before_ms)
             )
+        database.write_all(
+            "DELETE FROM named_replies WHERE shard = ? AND kind = ? AND id = ? AND command_id = ?",
+            [(write.shard, *name) for name in write.named_gone],
+        )
         rows.pending.write(database)
 
     # ---- import ----------------------------------------------------------------------------------------------

@@ -84,6 +84,7 @@ class Budget:
         store is, and no turn begins. `expired`: answers a command whose deadline passed before its turn."""
         self._shards = shards
         self._bytes_max = self._bytes_max_asked = settings.queued_bytes_max
+        self._replies_max = settings.replies_bytes_max
         self._share = 1.0
         """Of the budget and the windows, what the memory of the process leaves."""
         self._world = world
@@ -103,6 +104,8 @@ class Budget:
         self.narrow: Callable[[float], None] = _nobody
         """Grant this share of the windows from now on. Set by the same."""
         self._above_half = False
+        self.replies_full = False
+        """Recorded replies are at their bound: a client runs only the lowest number that it lacks (intake.py)."""
 
     @property
     def held(self) -> int:
@@ -139,6 +142,8 @@ class Budget:
             self.full = full
             self.hold_all(full)
         self.narrow(self._share * (ABOVE_ALL if full else ABOVE_HALF if self._above_half else 1))
+        replies = sum(shard.replies.bytes for shard in self._shards.values())
+        self.replies_full = replies >= self._replies_max * self._share * (RELEASE_AT if self.replies_full else 1)
         noisy: set[Peer] = set()
         if waiting > half:
             noisy = {peer for peer, size in shares.items() if size * len(shares) > half}
@@ -149,7 +154,7 @@ class Budget:
         self._noisy = noisy
         if self._look is not None:
             self._look.cancel()
-        again = waiting or self._stuck()
+        again = waiting or self.replies_full or self._stuck()
         took_s = self._world.monotonic() - began
         self._look = self._loop.call_later(max(LOOK_S, took_s / LOOKING_MAX), self.look) if again else None
 

@@ -384,6 +384,7 @@ class Host:
         """This share of the memory that it may take is taken by this host's process."""
         before = self._leaving.pressure
         level = pressure(share, before)
+        self._leaving.under(level)
         if level is before:
             return
         told = about(incarnation=self.incarnation)
@@ -395,7 +396,6 @@ class Host:
             before.name,
             extra=told,
         )
-        self._leaving.pressure = level
         self.budget.shrink(BUDGETS[level])
 
     @property

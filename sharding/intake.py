@@ -6,6 +6,7 @@ waits for itself             CALL_CYCLE (the chain of those who wait for it name
 known number                 its recorded reply again; a pending one: its answer will go to the newer connection
 unknown `prev`               OutOfOrder
 does not fit the app         INVALID_COMMAND
+replies at their bound       OVERLOADED, unless it is the lowest number that its client lacks, or a query
 mailbox full                 a tell goes straight to the store; else OVERLOADED (it did not run, its number stays free)
 else                         into the mailbox
 """
@@ -27,7 +28,7 @@ from .budget import Budget
 from .gate import OutputGate
 from .hashing import shard_of
 from .letters import DROP, REPLAY, Letters
-from .messages import Answer, Call, Message, Moved, OutOfOrder, Peer, Ping, Poke, Pong, StripeHosts
+from .messages import Answer, Call, Confirm, Message, Moved, OutOfOrder, Peer, Ping, Poke, Pong, StripeHosts
 from .owed import Owed
 from .resident import Pending, Resident
 from .shard import OwnedShard, Phase
@@ -112,6 +113,8 @@ class Intake:
                 self._call(peer, client, message, now)
                 calls += 1
                 argument_bytes += len(message.arguments)
+            elif type(message) is Confirm:
+                self._confirmed(client, message)
             elif type(message) is Poke:
                 self._poked(message.assigned)
             elif type(message) is StripeHosts:
@@ -119,6 +122,13 @@ class Intake:
             elif type(message) is Ping:
                 peer.send(Pong())
         self._budget.arrived(calls, argument_bytes)
+
+    def _confirmed(self, client: int, confirm: Confirm) -> None:
+        for number, floor in confirm.floors:
+            shard = self._shards.get(number)
+            window = shard.windows.get(client) if shard is not None else None
+            if window is not None:
+                window.raise_floor(floor)
 
     def _call(self, peer: Peer, client: int, call: Call, now: float) -> None:
         shard = self._shards.get(call.shard)
@@ -196,6 +206,10 @@ class Intake:
                 return
             if resident is None:
                 resident = shard.resident(kind, key)
+        if self._budget.replies_full and not (handler.is_query or call.sender or call.number == window.floor):
+            message = "this host remembers all the replies that it may: go on when the oldest command is answered"
+            peer.reply(call, Answer(call.shard, call.number, Status.OVERLOADED, message.encode()))
+            return
         deadline = math.inf if call.sender else now + call.remaining_ms / 1000
         pending = Pending(call, handler, client, peer, window, deadline, suspect=told and call.attempt > 1)
         settings = self._settings

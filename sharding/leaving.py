@@ -12,6 +12,7 @@ Looks go in steps, between which the loop does other things.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -54,10 +55,12 @@ class Leaving:
         self._active_max = settings.active_entities_max
         self._hooked: Resident | None = None
         """Above the bound, the next to leave: it has an `on_passivate`."""
-        self._hook_due = asyncio.Event()
+        self._full = False
+        """Memory was seen to be: entities leave now, and not with the next look."""
+        self._due = asyncio.Event()
         self._hooks = asyncio.Semaphore(HOOKS_MAX)
         self.pressure = Pressure.NONE
-        """How full this process's memory is. Set by the host."""
+        """How full this process's memory is, as it was last seen."""
 
     def __len__(self) -> int:
         """Entities in memory that are not at work."""
@@ -122,21 +125,32 @@ class Leaving:
                 return False
             if resident.kind.has_on_passivate and resident.activation is not None:
                 self._hooked = resident
-                self._hook_due.set()
+                self._due.set()
                 return False
             self._forget(resident)
             self._drop(resident)
         return True
 
+    def under(self, pressure: Pressure) -> None:
+        """The memory was looked at."""
+        self.pressure = pressure
+        if pressure is not Pressure.NONE:
+            self._full = True
+            self._due.set()
+
     # ---- looks -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
+        looked = self._world.monotonic()
         while True:
-            try:
-                async with asyncio.timeout(LOOK_S):
-                    await self._hook_due.wait()
-            except TimeoutError:
-                await self._look(self._world.monotonic())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(looked + LOOK_S - self._world.monotonic()):
+                    await self._due.wait()
+            now = self._world.monotonic()
+            if self._full or now >= looked + LOOK_S:
+                self._full = False
+                looked = now
+                await self._look(now)
             await self._run_hooks(self._active_max)
 
     async def _look(self, now: float) -> None:
@@ -165,7 +179,7 @@ class Leaving:
     async def _run_hooks(self, bound: int) -> None:
         """Of those above the bound, whose `on_passivate` has to run before they leave."""
         while True:
-            self._hook_due.clear()
+            self._due.clear()
             self._hooked = None
             self._make_room(self._world.monotonic(), bound)
             if self._hooked is None:

@@ -3,7 +3,7 @@
 Structs are MessagePack arrays [tag, field, ...]; a field may only be appended, with a default. Both ends check the
 protocol version in the handshake.
 
-    client -> host         Call, Ping
+    client -> host         Call, Confirm, Ping
     host -> client         Answer, Moved, OutOfOrder, TableUpdate, StripeHosts, Credit, Pong
     coordinator -> host    Poke, StripeHosts, Ping
     host -> coordinator    Poke (the ownership rows changed), Load
@@ -126,6 +126,14 @@ class Load(msgspec.Struct, array_like=True, tag=11, gc=False):
     """(shard, microseconds of CPU in that interval)"""
 
 
+class Confirm(msgspec.Struct, array_like=True, tag=12, gc=False):
+    """Floors of shards in which the client has nothing under way: no call will tell them for now, and the replies below
+    them need not be remembered. A hint: what is lost is told by the next call."""
+
+    floors: tuple[tuple[Natural, Natural], ...]
+    """(shard, floor)"""
+
+
 Address = Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
 """`host:port`: no host name is longer than 255."""
 HOSTS_MAX = 10_000
@@ -134,7 +142,7 @@ STRIPES_MAX = 1024
 """Databases of one app, as many as a table of hosts can be told of."""
 
 
-class StripeHosts(msgspec.Struct, array_like=True, tag=12, gc=False):
+class StripeHosts(msgspec.Struct, array_like=True, tag=13, gc=False):
     """Where the hosts of each of the app's databases listen, in order of stripe. A hint, said to hosts and by them to
     their clients: each end knows only the hosts of its own database by itself."""
 
@@ -144,7 +152,21 @@ class StripeHosts(msgspec.Struct, array_like=True, tag=12, gc=False):
     ]
 
 
-Message = Call | Answer | Moved | OutOfOrder | TableUpdate | StripeHosts | Credit | Goodbye | Ping | Pong | Poke | Load
+Message = (
+    Call
+    | Answer
+    | Moved
+    | OutOfOrder
+    | TableUpdate
+    | StripeHosts
+    | Credit
+    | Goodbye
+    | Ping
+    | Pong
+    | Poke
+    | Load
+    | Confirm
+)
 
 
 class Peer(Protocol):

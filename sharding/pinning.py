@@ -3,6 +3,7 @@
     pins --> seats: pinned shard -> host that is set apart for it
     seated shard                           --> placed there, or moved there     (PINNED)
     all else of a host that is set apart   --> moved away as from one that is to be empty   (ROOM)
+                                               but after those that drain
     all other shards                       --> the strategy's, over the other hosts
 
 One eligible host always remains for the other shards: of more pins than there are such hosts the last ones, by number,
@@ -11,8 +12,8 @@ are shards like all others until there is room. So are all when only one host is
 **Which host.** The one on the wanted node, if that may have shards and is not another pin's; then any. Any is the one
 that takes the fewest moves until the shard is alone, so mostly where it is, or an empty host that just joined; of equal
 ones the newest code, then the least loaded. Nothing is remembered between rounds: what was begun has become the choice
-of the fewest moves, and a shard that is alone keeps its host while there is room for one such shard at all. So a pin
-moves nothing twice.
+of the fewest moves, and a shard that is alone keeps its host while there is room for one such shard at all. So plans
+come to an end, and nothing goes back and forth.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ def plan_with_pins(
         return strategy.plan(hosts, shards, bounds)
     apart = set(seats.values())
     own = _plan_seated(seating, bounds)
+    waits = apart if seating.leaving and seating.leaving >= own.budget else ()  # who drains goes first
     others = strategy.plan(
         [replace(host, eligible=host.eligible and host.incarnation not in apart) for host in hosts],
-        [shard for shard in shards if shard.shard not in seats],
+        [s for s in shards if s.shard not in seats and not (s.holder in waits and s.moving_to is None)],
         own.left,
     )
     room = (replace(move, reason=Reason.ROOM) if move.source in apart else move for move in others.moves)
@@ -77,6 +79,8 @@ class _Seating:
         """Of the pinned shards: where each is or is going; None where it may not stay."""
         self.coming: Counter[int] = Counter()
         """Moves under way, by target."""
+        self.leaving = 0
+        """Shards of hosts that are to be empty for another reason than a pin."""
         self._counts = dict.fromkeys(self._hosts, 0)
         self._loads = dict.fromkeys(self._hosts, 0.0)
         self._read(shards)
@@ -93,6 +97,7 @@ class _Seating:
                 self.coming[home] += 1
             if home is not None and home not in eligible:
                 home = None
+                self.leaving += 1
             if home is not None:
                 counts[home] += 1
                 loads[home] += shard.load
@@ -145,7 +150,9 @@ class _Seated(msgspec.Struct, frozen=True):
     plan: Plan
     """Of the shards that have a seat."""
     left: Bounds
-    """For the moves of all others."""
+    """For the moves of all others,"""
+    budget: int
+    """of which so many may begin now."""
 
 
 def _plan_seated(seating: _Seating, bounds: Bounds) -> _Seated:
@@ -173,7 +180,7 @@ def _plan_seated(seating: _Seating, bounds: Bounds) -> _Seated:
         moves_under_way=max(0, bounds.moves_under_way - len(begun) - len(moves)),
         moves_per_round=bounds.moves_per_round - len(moves),
     )
-    return _Seated(Plan(place, tuple(moves), tuple(cancel)), left)
+    return _Seated(Plan(place, tuple(moves), tuple(cancel)), left, budget - len(moves))
 
 
 def _is_begun(facts: ShardFacts, home: int | None) -> bool:

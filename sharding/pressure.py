@@ -5,7 +5,8 @@
     from 0.80 (TIGHT)     a quarter leaves each look    a quarter
     from 0.90 (CRITICAL)  a quarter leaves each look    a sixteenth: senders wait
 
-It never stops reading altogether: memory that was used once need not go back to the system, and a host that waits for
+Whoever looks has the allocator give back what is free (cluster/memory.py); else a host that was full once would stay
+so. It never stops reading altogether: not all that was used once goes back to the system, and a host that waits for
 that would never serve again. A level ends `EASED` below where it began.
 """
 

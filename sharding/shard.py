@@ -19,7 +19,7 @@ from ..persistence.records import ClientRow, Record, is_stream
 from ..persistence.recovery import RecoveredShard
 from .resident import Pending, Resident
 from .timers import ShardTimers
-from .window import Known, Window
+from .window import Known, Replies, Window
 
 if TYPE_CHECKING:
     from ..actors.kind import EntityKind
@@ -62,7 +62,10 @@ class OwnedShard:
         self._quiet = asyncio.Event()
         self.named: dict[tuple[str, str, str], Known] = {}
         """Replies under (kind, ID, command ID) that the tables do not hold yet, staged ones included."""
-        self.windows: dict[int, Window[Pending]] = {row.client: Window.from_row(row) for row in recovered.clients}
+        self.replies = Replies()
+        self.windows: dict[int, Window[Pending]] = {
+            row.client: Window.from_row(row, self.replies) for row in recovered.clients
+        }
         waiting = PendingView(recovered.overlay)
         pending = recovered.pending
         self.backlog = {(mailbox.kind, mailbox.id): mailbox.entries for mailbox in pending.mailboxes}
@@ -89,7 +92,7 @@ class OwnedShard:
     def window(self, client: int) -> Window[Pending]:
         window = self.windows.get(client)
         if window is None:
-            window = self.windows[client] = Window(dense=not is_stream(client))
+            window = self.windows[client] = Window(dense=not is_stream(client), replies=self.replies)
         return window
 
     def resident(self, kind: EntityKind, key: EntityKey) -> Resident:
@@ -135,7 +138,7 @@ class OwnedShard:
     def forget(self, clients: set[int]) -> None:
         """Drop what is remembered of clients whose sessions expired; their rows go with the next checkpoint."""
         for client in clients:
-            del self.windows[client]
+            self.windows.pop(client).forget()
         self.forgotten |= clients
 
     def client_rows(self, clients: set[int], committed_ticket: int) -> tuple[ClientRow, ...]:

@@ -9,7 +9,8 @@ window remembers, at or above that floor, what became of every number that arriv
                           `--bounced (mailbox full)-------> unknown
 
 What is below the floor is forgotten: a late copy of it is dropped, also by the next owner, because every record carries
-the floor. So the memory is bounded by the client's window, whatever the client does. Pure: no clock, no I/O.
+the floor. So the memory is bounded by the client's window, whatever the client does; in bytes all windows of a shard
+count together, and at the host's bound (intake.py) only a client's lowest number is let in. Pure: no clock, no I/O.
 """
 
 from __future__ import annotations
@@ -48,6 +49,19 @@ class Known(msgspec.Struct, eq=False, gc=False):
     ticket: int
 
 
+KNOWN_BYTES = 300
+"""What a known answer costs beside its payload: two objects and a place in a dictionary."""
+
+
+class Replies:
+    """What the windows of one shard remember."""
+
+    __slots__ = ("bytes",)
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+
 _READ = object()
 """Stands for an answered query: known as to order, but a repeat reads again."""
 
@@ -55,11 +69,12 @@ _READ = object()
 class Window(Generic[C]):
     """`C` is the host's pending command."""
 
-    __slots__ = ("_dense", "_entries", "_remembered", "floor", "generation")
+    __slots__ = ("_dense", "_entries", "_remembered", "_replies", "floor", "generation")
 
-    def __init__(self, floor: int = 1, *, dense: bool = True) -> None:
+    def __init__(self, floor: int = 1, *, dense: bool = True, replies: Replies | None = None) -> None:
         """`dense`: numbers are given without gaps, so that a width bounds them. Those of a stream of messages have
-        gaps; there the width bounds how many are remembered."""
+        gaps; there the width bounds how many are remembered. `replies`: the shard's account."""
+        self._replies = replies or Replies()
         self.floor = floor
         self.generation = 0
         """Of a stream: the epoch at which its sender owns its shard. Copies of a former owner are dropped."""
@@ -77,10 +92,10 @@ class Window(Generic[C]):
         entries = self._entries
         if floor - self.floor <= len(entries):
             for number in range(self.floor, floor):
-                entries.pop(number, None)
+                self._gone(entries.pop(number, None))
         else:  # a jump, or a lie: never loop over what is not there
             for number in [number for number in entries if number < floor]:
-                del entries[number]
+                self._gone(entries.pop(number))
         if self._remembered:
             for number in [number for number in self._remembered if number < floor]:
                 del self._remembered[number]
@@ -126,13 +141,32 @@ class Window(Generic[C]):
     def record(self, number: int, reply: RecordedReply, ticket: int) -> None:
         """Its reply stands in the record with that ticket."""
         if number >= self.floor:
-            self._entries[number] = Known(reply, ticket)
+            self._know(number, reply, ticket)
 
     def remember(self, number: int, reply: RecordedReply, ticket: int) -> None:
         """Answered without effect, from what is durable once `ticket` is committed: kept in memory until the floor
         passes it or a record takes it along."""
         if number >= self.floor:
-            self._entries[number] = self._remembered[number] = Known(reply, ticket)
+            self._remembered[number] = self._know(number, reply, ticket)
+
+    def _know(self, number: int, reply: RecordedReply, ticket: int) -> Known:
+        known = Known(reply, ticket)
+        self._gone(self._entries.get(number))
+        self._entries[number] = known
+        self._replies.bytes += KNOWN_BYTES + len(reply.payload)
+        return known
+
+    def _gone(self, entry: C | Known | object | None) -> None:
+        """It leaves its place."""
+        if type(entry) is Known:
+            self._replies.bytes -= KNOWN_BYTES + len(entry.reply.payload)
+
+    def forget(self) -> None:
+        """Its client's session expired."""
+        for entry in self._entries.values():
+            self._gone(entry)
+        self._entries.clear()
+        self._remembered.clear()
 
     def read(self, number: int) -> None:
         """A query was answered."""
@@ -167,8 +201,8 @@ class Window(Generic[C]):
         return ClientRow(client, self.floor, tuple(self.recorded(committed)))
 
     @classmethod
-    def from_row(cls, row: ClientRow) -> Window[C]:
-        window: Window[C] = cls(row.floor, dense=not is_stream(row.client))
+    def from_row(cls, row: ClientRow, replies: Replies | None = None) -> Window[C]:
+        window: Window[C] = cls(row.floor, dense=not is_stream(row.client), replies=replies)
         for number, reply in row.replies:
             window.record(number, reply, 0)
         return window

@@ -1,8 +1,8 @@
-"""What all tests share: where their helpers lie, the conformance table, a PostgreSQL server of their own, and real Ray
-nodes for those marked `real`."""
+"""What all tests share: where their helpers lie, the conformance table, and a PostgreSQL server of their own."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,23 +12,16 @@ import pytest
 
 if TYPE_CHECKING:
     from postgres_databases import PostgresDatabases
-    from three_nodes import RayNodes
 
 _ROOT = Path(__file__).resolve().parents[1]
 # Tests are no package (pytest imports them by path), so what they share is found by folder.
 for _folder in ("tests/helpers", "deploy", "examples", "bench"):
     sys.path.insert(0, str(_ROOT / _folder))
 
+# A shell that starts this process in the background has it ignore Ctrl-C, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 pytest_plugins = ["conformance", "flat_root", "pytester"]
-
-
-@pytest.fixture(scope="module")
-def ray_nodes() -> Iterator[RayNodes]:
-    """Three fresh Ray nodes for the tests of one module, which must be marked `real`."""
-    from three_nodes import RayNodes
-
-    with RayNodes.start(3) as nodes:
-        yield nodes
 
 
 @pytest.fixture(scope="session")

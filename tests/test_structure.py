@@ -44,8 +44,8 @@ SHELLS: dict[str, tuple[str, ...]] = {
     "cluster.system": ("os", "random", "time", "loop.create_task"),
     # listening and connecting, behind the protocol `Network`
     "cluster.network": ("socket", "loop.create_connection", "loop.create_server"),
-    # the kernel's word on how much memory this process takes, and may take
-    "cluster.memory": ("pathlib", "psutil"),
+    # the kernel's word on how much memory this process takes, and may take; giving back takes many milliseconds
+    "cluster.memory": ("asyncio.to_thread", "pathlib", "psutil"),
     # the token's file: mode, owner, and nothing left behind
     "cluster.token": ("os", "pathlib"),
     # the public API: puts a real world together; reads the environment for settings
@@ -106,6 +106,7 @@ DECISIONS = (
     "persistence.table_rows",
     "persistence.tables",
     "sharding.allocation",
+    "sharding.pinning",
     "sharding.coordinator",
     "sharding.gate",
     "sharding.hashing",
@@ -114,6 +115,7 @@ DECISIONS = (
     "sharding.passivation",
     "sharding.pressure",
     "sharding.ready",
+    "sharding.resting",
     "sharding.table",
     "sharding.window",
     "cluster.handshake",

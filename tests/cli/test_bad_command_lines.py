@@ -5,6 +5,7 @@ begun. Without a Ray cluster; what needs one stands with the real tests.
 from __future__ import annotations
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -224,15 +225,20 @@ def test_a_node_is_named_by_its_id_hostname_or_address() -> None:
 
 
 @pytest.mark.usefixtures("no_ray_here")
-@pytest.mark.parametrize(
-    "command",
-    [["start", "sound:app"], ["status", "sound"], ["status"], ["shards"], ["drain", "node"], ["stop", "sound"]],
-    ids=" ".join,
-)
-def test_no_ray_cluster(cli: CommandLine, command: list[str]) -> None:
-    """Said in one line, and none is started; no store is made. In a process of its own, to hear what Ray itself says."""
-    said = CommandLine(cli.folder).refused(*command)
-    assert said.startswith("no Ray cluster on this machine: start one with `ray start --head`, or name it with")
+def test_no_ray_cluster(cli: CommandLine) -> None:
+    """Said in one line, and none is started; no store is made. In processes of their own, to hear what Ray itself says."""
+    line = CommandLine(cli.folder)
+    commands = (
+        ["start", "sound:app"],
+        ["status", "sound"],
+        ["status"],
+        ["shards"],
+        ["drain", "node"],
+        ["stop", "sound"],
+    )
+    with ThreadPoolExecutor() as all_at_once:
+        for said in all_at_once.map(lambda command: line.refused(*command), commands):
+            assert said.startswith("no Ray cluster on this machine: start one with `ray start --head`, or name it with")
     assert sorted(path.name for path in cli.folder.iterdir() if path.name != "__pycache__") == ["sound.py"]
 
 

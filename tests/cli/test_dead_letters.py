@@ -41,7 +41,7 @@ async def names(reader: StoreReader, *of: str) -> list[tuple[str, int]]:
 
 async def until_dead(reader: StoreReader, count: int) -> list[tuple[str, int]]:
     """Whose letters they are, once there are so many."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(found := await names(reader)) < count:  # noqa: ASYNC110 - nobody here is told
             await asyncio.sleep(0.02)
     return found
@@ -320,7 +320,7 @@ class Running:
 
     async def taken(self, id: str, count: int) -> list[int]:
         """What the till holds once it is so much."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(found := await self.client.entity(Till, id).read()) < count:  # noqa: ASYNC110 - nobody here is told
                 await asyncio.sleep(0.02)
         return found

@@ -96,8 +96,14 @@ def test_figures_and_pruning_are_told_in_tables_and_as_json(tmp_path: Path, url:
     dry = atoll_.asked("store", "prune", *AT, "--store", url, "--events-below-snapshot", "Journal", "--dry-run")
     assert set(dry) == {"events", "command_ids", "dead_letters", "log_rows"}
     assert "dropped" in atoll_.run("store", "prune", *AT, "--store", url).stdout
-    refused = atoll_.refused("store", "prune", *AT, "--store", url, "--events-below-snapshot", "Jurnal", code=2)
-    assert "Jurnal" in refused
+    by_kind = ("--dead-letters-older-than", "Journal=30", "--command-ids-older-than", "List=0", "--dry-run")
+    assert atoll_.asked("store", "prune", *AT, "--store", url, *by_kind)["command_ids"] == 1
+    for option, value, told in (
+        ("--events-below-snapshot", "Jurnal", "Jurnal"),
+        ("--dead-letters-older-than", "Jurnal=3", "Jurnal"),
+        ("--command-ids-older-than", "3", "kind by kind"),
+    ):
+        assert told in atoll_.refused("store", "prune", *AT, "--store", url, option, value, code=2)
 
 
 def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -133,6 +133,11 @@ async def test_a_named_reply_is_written_once_and_kept_for_its_time(store: Store,
     assert await store.read_named(0, KIND, "a", "y") == named("a", "y", 2000)
     assert await store.read_named(0, KIND, "b", "x") == named("b", "x", 3000)
     assert await store.read_named(1, KIND, "a", "x") == named("a", "x", 1000)
+    gone = ((KIND, "a", "y"), (KIND, "a", "nobody's"))
+    await store.checkpoint(host, [TableWrite(0, epochs[0], named_gone=gone)])
+    assert await store.read_named(0, KIND, "a", "y") is None
+    assert await store.read_named(0, KIND, "b", "x") == named("b", "x", 3000)
+    assert await store.read_named(1, KIND, "a", "y") == named("a", "y", 2000)
 
 
 # ---- who may

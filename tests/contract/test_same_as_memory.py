@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from postgres_databases import PostgresDatabases
@@ -67,6 +68,7 @@ pending = st.fixed_dictionaries(
         "timers_cleared": unique(keys, lambda key: key),
         "dead_letters": unique(st.builds(letter, numbers, ids), lambda row: row.number),
         "letters_gone": unique(numbers, lambda number: number),
+        "named_gone": unique(st.tuples(st.just(KIND), ids, ids), lambda name: name),
     },
 )
 ends = st.tuples(st.integers(0, 6), st.lists(ids, max_size=4), st.sampled_from([False, False, False, True]))
@@ -249,20 +251,34 @@ async def run(sequence: list[tuple[Any, ...]], make: Callable[[], Store]) -> Non
         await pair.close()
 
 
-@settings(max_examples=60, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
-@given(st.lists(calls, min_size=5, max_size=40))
-def test_sqlite_answers_every_sequence_of_calls_as_memory_does(sequence: list[tuple[Any, ...]]) -> None:
-    """J03, J04, J06, J07, J10, J15, J16, PR01-PR04, PR07, PR12, PR14, S13: the two stores give equal results, call by call, and hold the
-    same in the end, also after a reopen."""
+SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+sequences = given(sequence=st.lists(calls, min_size=5, max_size=40))
+
+
+def on_sqlite(sequence: list[tuple[Any, ...]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         asyncio.run(run(sequence, lambda: SQLiteStore(Path(folder) / "store")))
 
 
-SLOW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+@settings(max_examples=40, deadline=None, print_blob=True, suppress_health_check=SLOW)
+@sequences
+def test_sqlite_answers_every_sequence_of_calls_as_memory_does(sequence: list[tuple[Any, ...]]) -> None:
+    """J03, J04, J06, J07, J10, J15, J16, PR01-PR04, PR07, PR12, PR14, S13: the two stores give equal results, call by call, and hold the
+    same in the end, also after a reopen."""
+    on_sqlite(sequence)
 
 
-@settings(max_examples=30, deadline=None, print_blob=True, suppress_health_check=SLOW)
-@given(sequence=st.lists(calls, min_size=5, max_size=40))
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@settings(max_examples=1000, deadline=None, print_blob=True, suppress_health_check=SLOW)
+@sequences
+def test_sqlite_answers_a_thousand_sequences_of_calls_as_memory_does(sequence: list[tuple[Any, ...]]) -> None:
+    """J03, J04, J06, J07, J10, J15, J16, PR01-PR04, PR07, PR12, PR14, S13: the same for longer."""
+    on_sqlite(sequence)
+
+
+@settings(max_examples=20, deadline=None, print_blob=True, suppress_health_check=SLOW)
+@sequences
 def test_postgresql_answers_every_sequence_of_calls_as_memory_does(
     postgres_databases: PostgresDatabases, sequence: list[tuple[Any, ...]]
 ) -> None:

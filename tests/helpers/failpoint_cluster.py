@@ -48,7 +48,7 @@ SETTINGS = {
     "mailbox_commands_max": 12,  # so that some tells go straight to the store
     "mailbox_page": 4,
 }
-PATIENCE_S = 15.0
+PATIENCE_S = 40.0
 """For what takes a tenth of a second on a machine that has nothing else to do."""
 
 

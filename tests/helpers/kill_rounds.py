@@ -62,12 +62,12 @@ class Writer:
         until(
             lambda: len(self.acknowledged) >= count or self._process.poll() is not None,
             f"writer {self.incarnation} made {len(self.acknowledged)} commits of {count}",
-            timeout_s=30,
+            timeout_s=60,
         )
         assert self._process.poll() is None, f"writer {self.incarnation} ended by itself: {self._process.returncode}"
 
     def await_owning(self) -> None:
-        until(lambda: self.incarnation or self._process.poll() is not None, "nobody took over", timeout_s=30)
+        until(lambda: self.incarnation or self._process.poll() is not None, "nobody took over", timeout_s=60)
         assert self.incarnation, f"the successor ended with {self._process.returncode}"
 
     def signal(self, number: int) -> None:
@@ -77,7 +77,7 @@ class Writer:
 
     def end(self) -> int:
         """How it ended; everything it said is known then."""
-        code = self._process.wait(timeout=30)
+        code = self._process.wait(timeout=60)
         self._reader.join()
         assert self._process.stdout is not None
         self._process.stdout.close()

@@ -204,8 +204,13 @@ class PinnedPlacements(Placements):
         under_way = {s for s in held & self.moving.keys() if self.moving[s] in eligible}
         stays = {s for s in under_way if s in seats or self.moving[s] not in apart}
         assert not moved & stays
-        assert len(moved) <= max(0, min(self.bounds.moves_per_round, self.bounds.moves_under_way - len(stays)))
+        room = max(0, min(self.bounds.moves_per_round, self.bounds.moves_under_way - len(stays)))
+        assert len(moved) <= room
         assert set(plan.cancel) <= held & self.moving.keys() - moved - stays
+        leaving = {s for s in held - under_way if self.holders[s] not in eligible}
+        if len(leaving) >= room:
+            begun = {move.shard for move in plan.moves if move.reason is Reason.ROOM}
+            assert begun <= self.moving.keys(), "who drains goes first, those aside whose handoff has begun"
         for move in plan.moves:
             assert move.source == self.holders[move.shard] != move.target
             assert (move.reason is Reason.PINNED) == (move.shard in seats)

@@ -77,7 +77,7 @@ class StoreProcess:
         return self._process.poll() is None
 
 
-def until(condition: Any, otherwise: str, timeout_s: float = 10.0) -> None:
+def until(condition: Any, otherwise: str, timeout_s: float = 60.0) -> None:
     give_up_at = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < give_up_at, otherwise

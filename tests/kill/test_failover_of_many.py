@@ -16,7 +16,6 @@ from atoll.cluster.api import Cluster
 from atoll.persistence.spi import ShardState
 
 HELPERS = Path(__file__).resolve().parents[1] / "helpers"
-ENTITIES = 100_000
 CALLERS = 256
 LOOK_S = 0.02
 
@@ -32,14 +31,25 @@ async def served_by(cluster: PlainCluster, hosts: set[int]) -> Counter[int | Non
 
 
 @pytest.mark.timeout(180)
-async def test_callers_of_a_host_that_dies_with_100000_entities_wait_and_do_not_fail(tmp_path: Path) -> None:
+async def test_callers_of_a_host_that_dies_with_20000_entities_wait_and_do_not_fail(tmp_path: Path) -> None:
     """S18, S03: its shards go to both of the others, evenly; callers of any of its entities wait and are answered, each
     command once; and a host brings in an entity when it is called, not because it could be."""
+    await run(tmp_path, 20_000)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(300)
+async def test_callers_of_a_host_that_dies_with_100000_entities_wait_and_do_not_fail(tmp_path: Path) -> None:
+    """S18, S03: the same with as many as the row says."""
+    await run(tmp_path, 100_000)
+
+
+async def run(folder: Path, entities: int) -> None:
     luck = Luck()
-    async with plain_cluster("known:app", "known", tmp_path, app_dir=HELPERS, hosts=1) as cluster:
+    async with plain_cluster("known:app", "known", folder, app_dir=HELPERS, hosts=1) as cluster:
         (first,) = cluster.hosts
         async with cluster.connect(discover=True) as client:
-            await asyncio.gather(*(fill(client, part) for part in range(CALLERS)))
+            await asyncio.gather(*(fill(client, entities, part) for part in range(CALLERS)))
             await cluster.stop_coordinator()  # the others join, and get nothing while the first one lives
             others = [await cluster.start_host(), await cluster.start_host()]
             over, called = asyncio.Event(), Counter[int]()
@@ -47,7 +57,7 @@ async def test_callers_of_a_host_that_dies_with_100000_entities_wait_and_do_not_
 
             async def caller() -> None:
                 while not over.is_set():
-                    number = luck.randrange(ENTITIES)
+                    number = luck.randrange(entities)
                     called[number] += 1
                     before = called[number]
                     n, pid, brought_in = await client.entity(Known, f"e{number}").add.using(timeout=60)()
@@ -72,6 +82,6 @@ async def test_callers_of_a_host_that_dies_with_100000_entities_wait_and_do_not_
     print(f"{took_s:.2f} s until all shards were served, {brought_in} entities were brought in", luck)  # noqa: T201
 
 
-async def fill(client: Cluster, part: int) -> None:
-    for number in range(part, ENTITIES, CALLERS):
+async def fill(client: Cluster, entities: int, part: int) -> None:
+    for number in range(part, entities, CALLERS):
         await client.entity(Known, f"e{number}").add()

@@ -142,7 +142,7 @@ async def run(store: EmptyStore, folder: Path, seconds: float) -> dict[str, int]
 async def test_killed_and_stopped_hosts_lose_double_and_reorder_nothing(store: EmptyStore, tmp_path: Path) -> None:
     """J12, J16, M01, M02, M03, M19, S03, S05, R01, PR16, PR18: real processes, a real store, SIGKILL and SIGSTOP under load.
     A stopped host is killed by its successor on SQLite; on PostgreSQL it is fenced, and the server is killed as well."""
-    bit = await run(store, tmp_path, seconds=8)
+    bit = await run(store, tmp_path, seconds=5)
     assert bit["killed"] + bit["succeeded"] > 1
     assert bit["acknowledged"] > 300
 

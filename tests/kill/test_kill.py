@@ -56,7 +56,7 @@ class Run(Rounds):
         self.bites[fault] += 1
         self.bites["held its log's lock"] += held
         if fault != "kill":
-            assert successor.took_ms < 3000, (fault, held, successor.took_ms, self.luck)
+            assert successor.took_ms < 20_000, (fault, held, successor.took_ms, self.luck)
         self.check_recovered(victim, successor)
         successor.await_commits(1)
         successor.signal(signal.SIGKILL)

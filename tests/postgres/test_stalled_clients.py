@@ -15,8 +15,9 @@ from atoll.actors.errors import StoreUnavailable
 from atoll.persistence.postgres import PostgresStore
 from atoll.persistence.spi import Assignment
 
-FREED_S_MAX = 4.0
-"""One wait for the lock (2 s), the end of the session that held it, and the call again."""
+FREED_S_MAX = 20.0
+"""One wait for the lock (2 s), the end of the session that held it, and the call again: on a busy machine. Without the
+end of the session it is held for good."""
 
 
 class RawClient:

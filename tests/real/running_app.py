@@ -8,9 +8,11 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import psutil
 from command_line import APPS, CommandLine
@@ -19,27 +21,54 @@ from three_nodes import RayNodes
 import atoll
 from atoll.cluster.api import Cluster
 
+LOOK_S = 0.1
+
 
 class RunningApp:
-    """The app under test, started; what the tests ask about it and do to it."""
+    """The app under test, started; what the tests ask about it and do to it. Looks through a process of its own, while
+    it is entered."""
 
     def __init__(self, nodes: RayNodes, cli: CommandLine, name: str = "under-test") -> None:
         self.nodes = nodes
         self.cli = cli
         self.name = name
+        self._looker: subprocess.Popen[str]
+        self._one_at_a_time = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self._looker = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("looker.py"))],
+            env=self.cli.environment,
+            cwd=self.cli.folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._looker.kill()
+        self._looker.communicate()
 
     def status(self) -> dict[str, Any]:
         """As `atoll status` tells it, whether all is well or not."""
-        run = self.cli.run("status", self.name, "--json")
-        assert run.stdout, run.stderr
-        found: dict[str, Any] = json.loads(run.stdout)
+        assert self._looker.stdin is not None
+        assert self._looker.stdout is not None
+        with self._one_at_a_time:
+            self._looker.stdin.write(f"{self.name}\n")
+            self._looker.stdin.flush()
+            answer = self._looker.stdout.readline()
+        assert answer, "the process that looks ended; see its words above"
+        found: dict[str, Any] = json.loads(answer)
+        assert "error" not in found, found["error"]
         return found
 
-    def until(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 40.0) -> dict[str, Any]:
+    def until(self, condition: Callable[[dict[str, Any]], bool], timeout_s: float = 60.0) -> dict[str, Any]:
         """The first status that meets the condition."""
         deadline = time.monotonic() + timeout_s
         while not condition(found := self.status()):
             assert time.monotonic() < deadline, found
+            time.sleep(LOOK_S)
         return found
 
     def whole(self, hosts: int = 3) -> dict[str, Any]:
@@ -89,7 +118,7 @@ def actor_processes(nodes: RayNodes, actor: str) -> list[psutil.Process]:
     return found
 
 
-def until_gone(pids: list[int], timeout_s: float = 10.0) -> None:
+def until_gone(pids: list[int], timeout_s: float = 60.0) -> None:
     """Return once these processes have ended; a zombie has."""
     deadline = time.monotonic() + timeout_s
     for pid in pids:

@@ -14,15 +14,12 @@ from typing import Any
 
 import pytest
 from app_under_test import Gate
-from append_load import AppendLoad
+from append_load import SOON_S, AppendLoad
 from command_line import CommandLine
 from running_app import RunningApp, actor_processes, until_gone
 from three_nodes import Node
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(200)]
-
-SLOWEST_S = 1.0
-"""Of a command whose shard is moved on purpose."""
 
 
 @pytest.fixture
@@ -44,8 +41,8 @@ def shares_are_even(found: dict[str, Any], hosts: int) -> bool:
 
 
 async def test_a_drained_node_is_emptied_without_an_error_and_stays_empty(running: RunningApp, seed: int) -> None:
-    """S07: `atoll drain` under load returns when the node serves nothing; every append stands at its index, none took
-    over a second; the host stays, empty, also with a coordinator that was restarted meanwhile; what was asked for is
+    """S07: `atoll drain` under load returns when the node serves nothing; every append stands at its index, none waited
+    for long; the host stays, empty, also with a coordinator that was restarted meanwhile; what was asked for is
     done although that happens; `--undo` brings its share back."""
     cli = running.cli
     drained = node_of(running, 1)
@@ -66,7 +63,7 @@ async def test_a_drained_node_is_emptied_without_an_error_and_stays_empty(runnin
             assert found["served"] == found["shards"]
             await load.answered(300)
             slowest = load.slowest_s({host["incarnation"] for host in found["hosts"]}, began)
-            assert slowest < SLOWEST_S, f"seed {seed}: slowest append {slowest * 1000:.0f} ms"
+            assert slowest < SOON_S, f"seed {seed}: slowest append {slowest * 1000:.0f} ms"
             undone = await asyncio.to_thread(cli.run, "drain", drained.node_id[:16], "--undo")
             assert undone.returncode == 0, undone.stderr
             await asyncio.to_thread(running.until, lambda found: shares_are_even(found, 3))
@@ -88,7 +85,7 @@ async def test_a_pinned_shard_has_its_node_for_itself_and_its_host_is_killed(run
             pinned = await asyncio.to_thread(cli.asked, *arguments)
             assert (pinned["alone"], pinned["at"], pinned["host"]) == (True, node.node_id, victim["incarnation"])
             slowest = max(sent.took_s(time.monotonic()) for sent in load.sent if sent.ended >= began)
-            assert slowest < SLOWEST_S, f"seed {seed}: slowest append {slowest * 1000:.0f} ms"
+            assert slowest < SOON_S, f"seed {seed}: slowest append {slowest * 1000:.0f} ms"
             os.kill(victim["pid"], signal.SIGKILL)
             again = await asyncio.to_thread(running.until, lambda found: pin_is_kept(found, victim["incarnation"]))
             assert again["pins"][0]["at"] == node.node_id
@@ -145,7 +142,7 @@ async def test_a_node_that_joins_gets_a_host_and_one_that_ray_drains_leaves_with
     running: RunningApp, seed: int
 ) -> None:
     """S02, S07: a fourth node joins under load and has its share within seconds; then Ray says that it goes (a preemption
-    notice): its shards move away, its host is ended, and Ray lets go of the node. No append fails or takes a second."""
+    notice): its shards move away, its host is ended, and Ray lets go of the node. No append fails or waits for long."""
     async with running.connected() as cluster:
         async with AppendLoad(cluster, seed, workers=8) as load:
             await load.answered(100)
@@ -158,7 +155,7 @@ async def test_a_node_that_joins_gets_a_host_and_one_that_ray_drains_leaves_with
             assert shares_are_even(await asyncio.to_thread(running.whole), 3), found
             await load.answered(200)
             slowest = max(sent.took_s(time.monotonic()) for sent in load.sent if sent.ended >= began)
-            assert slowest < SLOWEST_S, f"seed {seed}: slowest append {slowest * 1000:.0f} ms"
+            assert slowest < SOON_S, f"seed {seed}: slowest append {slowest * 1000:.0f} ms"
         await load.check(cluster)
     until_gone([joined.raylet_pid])
 
@@ -204,6 +201,6 @@ async def test_stopping_lets_turns_end_and_leaves_what_was_accepted_in_the_store
     output, errors = await asyncio.to_thread(stop.communicate, timeout=60)
     assert (output, errors) == ("under-test is stopped\n  left in its store  4 commands\n", "")
     await asyncio.to_thread(cli.start)
-    async with running.connected() as cluster, asyncio.timeout(20):
+    async with running.connected() as cluster, asyncio.timeout(60):
         while await cluster.entity(Gate, f"gate-{seed}").count() < 5:  # noqa: ASYNC110 - the host says nothing by itself
             await asyncio.sleep(0.05)

@@ -53,6 +53,7 @@ async def never():
 app = atoll.App('broken', entities=[Thing], resources=resources)
 endless = atoll.App('endless', entities=[Thing], resources=never)
 sound = atoll.App('sound', entities=[Thing])
+tight = atoll.App('tight', entities=[Thing], settings={'memory_bytes_max': 1 << 20})
 """
 
 
@@ -63,7 +64,7 @@ def cli(ray_nodes: RayNodes, tmp_path_factory: pytest.TempPathFactory) -> Comman
     return cli
 
 
-def nothing_runs(nodes: RayNodes, timeout_s: float = 10.0) -> bool:
+def nothing_runs(nodes: RayNodes, timeout_s: float = 60.0) -> bool:
     """No Ray actor of an app is left, and none is still being made."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
@@ -78,7 +79,7 @@ def nothing_runs(nodes: RayNodes, timeout_s: float = 10.0) -> bool:
 
 def test_start_returns_when_every_shard_is_served_and_status_shows_it(running: RunningApp, cli: CommandLine) -> None:
     """A host on every node, each with its share of the shards; the same from `--json` and for the eye, uncut."""
-    found = running.status()
+    found = cli.asked("status", "under-test")
     assert found["served"] == found["shards"] == 256
     assert sorted(host["shards"] for host in found["hosts"]) == [85, 85, 86]
     assert {host["node"] for host in found["hosts"]} == {node.node_id for node in running.nodes.nodes}
@@ -224,10 +225,29 @@ def test_what_fails_on_the_hosts_only_is_told_in_one_line_and_undone(cli: Comman
         said = cli.refused("start", "broken:sound", "--port", str(port))
     assert f"port {port} is in use: choose another one with --port" in said
     assert cli.asked("status")["apps"] in (["under-test"], [])
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(actor_processes(ray_nodes, "HostActor")) > before:
         assert time.monotonic() < deadline, "host processes were left behind"
         time.sleep(0.1)
+
+
+def test_hosts_in_ray_look_at_their_memory(cli: CommandLine, ray_nodes: RayNodes) -> None:
+    """R05: as any host process; what they see is in their logs."""
+    started = cli.asked("start", "broken:tight")
+    try:
+        full = {f"CRITICAL now, it was NONE incarnation={host['incarnation']}" for host in started["hosts"]}
+        deadline = time.monotonic() + 60
+        while missing := full - said_in_logs(ray_nodes, full):
+            assert time.monotonic() < deadline, missing
+            time.sleep(0.1)
+    finally:
+        assert cli.run("stop", "tight").returncode == 0
+
+
+def said_in_logs(nodes: RayNodes, lines: set[str]) -> set[str]:
+    """Those with which a line of a worker's log ends."""
+    logs = [path.read_text(errors="replace") for path in nodes.folder.glob("session_2*/logs/worker-*.err")]
+    return {line for line in lines if any(f"{line}\n" in log for log in logs)}
 
 
 def test_ports_are_taken_in_a_row(cli: CommandLine) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from append_load import AppendLoad
 from command_line import APPS, CommandLine
 from luck import Luck
+from postgres_databases import PostgresDatabases
 from postgres_server import PostgresServer
 from running_app import RunningApp
 from three_nodes import RayNodes
@@ -22,16 +22,10 @@ PASSWORD = "c0ral-reef"
 
 
 @pytest.fixture(scope="module")
-def ray_nodes() -> Iterator[RayNodes]:
-    with RayNodes.start(2) as nodes:
-        yield nodes
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[PostgresServer]:
-    with PostgresServer.start() as server:
-        server.create_database(APP)
-        yield server
+def server(postgres_databases: PostgresDatabases) -> PostgresServer:
+    """With an empty database."""
+    postgres_databases.server.create_database(APP)
+    return postgres_databases.server
 
 
 def names(path: Path, word: str) -> bool:
@@ -50,28 +44,28 @@ async def test_an_app_lives_on_postgresql(ray_nodes: RayNodes, server: PostgresS
     migrated = await asyncio.to_thread(cli.run, "store", "migrate", "--store", server.owner_url(APP))
     assert migrated.returncode == 0, migrated.stderr
 
-    running = RunningApp(ray_nodes, cli)
-    started = await asyncio.to_thread(cli.asked, *start)
-    assert started["served"] == started["shards"] == 256
-    async with running.connected(hosts=2) as cluster:
-        async with AppendLoad(cluster, seed) as load:
-            await load.answered(300)
-            node = ray_nodes.nodes[1].node_id
-            drained = await asyncio.to_thread(cli.run, "drain", node)
-            assert drained.returncode == 0, drained.stderr
-            found = await asyncio.to_thread(running.status)
-            assert [host["shards"] for host in found["hosts"] if host["node"] == node] == [0]
-            assert found["served"] == found["shards"]
-            await load.answered(300)
-        await load.check(cluster)
-    shown = await asyncio.to_thread(cli.run, "status", APP)
-    stopped = await asyncio.to_thread(cli.run, "stop", APP)
-    assert stopped.stdout == f"{APP} is stopped\n", stopped.stderr
+    with RunningApp(ray_nodes, cli) as running:
+        started = await asyncio.to_thread(cli.asked, *start)
+        assert started["served"] == started["shards"] == 256
+        async with running.connected() as cluster:
+            async with AppendLoad(cluster, seed) as load:
+                await load.answered(300)
+                node = ray_nodes.nodes[1].node_id
+                drained = await asyncio.to_thread(cli.run, "drain", node)
+                assert drained.returncode == 0, drained.stderr
+                found = await asyncio.to_thread(running.status)
+                assert [host["shards"] for host in found["hosts"] if host["node"] == node] == [0]
+                assert found["served"] == found["shards"]
+                await load.answered(300)
+            await load.check(cluster)
+        shown = await asyncio.to_thread(cli.run, "status", APP)
+        stopped = await asyncio.to_thread(cli.run, "stop", APP)
+        assert stopped.stdout == f"{APP} is stopped\n", stopped.stderr
 
-    started = await asyncio.to_thread(cli.asked, *start)
-    assert started["served"] == started["shards"] == 256
-    async with running.connected(hosts=2) as cluster:
-        await load.check(cluster)
+        started = await asyncio.to_thread(cli.asked, *start)
+        assert started["served"] == started["shards"] == 256
+        async with running.connected() as cluster:
+            await load.check(cluster)
     assert PASSWORD not in refused + shown.stdout + shown.stderr + stopped.stdout
     logs = [path for path in ray_nodes.folder.glob("session_2*/logs/**/*") if path.is_file()]
     assert any(names(path, "atoll.host") for path in logs)

@@ -89,7 +89,8 @@ def versions(cli: CommandLine) -> Versions:
 def upgraded(ray_nodes: RayNodes, versions: Versions) -> Iterator[RunningApp]:
     """Version 1 of it is started; each test leaves it whole."""
     versions.start("1")
-    yield RunningApp(ray_nodes, versions.cli, "upgraded")
+    with RunningApp(ray_nodes, versions.cli, "upgraded") as running:
+        yield running
     versions.cli.run("stop", "upgraded")
 
 

@@ -194,6 +194,68 @@ def test_a_look_counts_what_waits_now() -> None:
     play(script, Slow, release_deadline_s=1.0)
 
 
+# ---- recorded replies
+
+
+class Echo(atoll.Entity):
+    """Its answers are as large as its questions."""
+
+    @atoll.command
+    async def say(self, item: str, seconds: float = 0.0) -> str:
+        await asyncio.sleep(seconds)
+        return item
+
+    @atoll.query
+    def hear(self, item: str) -> str:
+        return item
+
+
+def test_replies_that_nobody_confirms_are_bounded_in_bytes() -> None:
+    """J17, R05: at the bound a client runs only the lowest number that it lacks, one after the other; the rest is sent
+    back, did not run, and runs when there is room again. Queries go on."""
+
+    async def script(s: Scenario) -> None:
+        host = await s.host(0)
+        c = s.raw_client(7, host, kind=Echo)
+        c.call(1, "say", id="slow", item="", seconds=20.0, remaining_ms=900_000)
+        number = 1
+        while not host.budget.replies_full:
+            number += 1
+            c.call(number, "say", id=f"{number}", item=BIG, remaining_ms=900_000)
+            await asyncio.sleep(0.01)
+        remembered = host.shards[0].replies.bytes
+        assert 100_000 < remembered < 300_000
+        c.call(number + 1, "say", id="more", item=BIG)
+        assert c.answers(number + 1) == [(Status.OVERLOADED, None)]
+        c.call(number + 2, "hear", id="more", item=BIG)
+        assert (await c.answer(number + 2))[0] is Status.OK
+        assert host.shards[0].replies.bytes == remembered
+        await c.answer(1)
+        c.call(number + 1, "say", id="more", item=BIG, floor=number + 1, attempt=2)
+        await until(lambda: c.answers(number + 1)[-1] == (Status.OK, BIG))
+        await until(lambda: not host.budget.replies_full)
+        assert await c.ask(number + 3, "say", id="more", floor=number + 1, item=BIG) == BIG
+
+    play(script, Echo, replies_bytes_max=100_000)
+
+
+def test_an_idle_client_says_that_it_has_all_its_answers() -> None:
+    """J17: nothing is remembered for those who have nothing under way; a command that is sent later finds everything as
+    it should be."""
+
+    async def script(s: Scenario) -> None:
+        host = await s.host(0, 1, 2)
+        cluster = await s.client("X")
+        ids = [f"{n}" for n in range(50)]
+        for _ in range(2):
+            assert await asyncio.gather(*(cluster.entity(Echo, id).say(BIG) for id in ids)) == [BIG] * 50
+            assert sum(shard.replies.bytes for shard in host.shards.values()) > 50 * len(BIG) // 2
+            await asyncio.sleep(2.5)
+            assert [shard.replies.bytes for shard in host.shards.values()] == [0, 0, 0]
+
+    play(script, Echo, shards=3)
+
+
 # ---- a stuck store
 
 

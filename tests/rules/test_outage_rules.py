@@ -11,12 +11,13 @@ from scenario import Box, Scenario, ScriptedStore, play, until
 
 import atoll
 
+SENDERS = 24
 BACK_S = 5.0
 """After the end of an outage everything is as before."""
 
 
 class Senders:
-    """Forty that send one command after the other, each to an entity of its own, and what became of them."""
+    """Some that send one command after the other, each to an entity of its own, and what became of them."""
 
     def __init__(self, cluster: Any, timeout_s: float) -> None:
         self.acknowledged: dict[str, list[str]] = {}
@@ -26,7 +27,7 @@ class Senders:
         self.stopped = False
         self._cluster = cluster
         self._timeout_s = timeout_s
-        self._tasks = [asyncio.ensure_future(self._send(f"s{n}")) for n in range(40)]
+        self._tasks = [asyncio.ensure_future(self._send(f"s{n}")) for n in range(SENDERS)]
 
     async def _send(self, id: str) -> None:
         number = 0
@@ -66,7 +67,7 @@ async def back(senders: Senders) -> None:
     await asyncio.sleep(BACK_S)
     before, senders.slowest = senders.count(), 0.0
     await asyncio.sleep(2)
-    assert senders.count() - before > 40 * 2 / 0.05
+    assert senders.count() - before > SENDERS * 2 / 0.05
     assert senders.slowest < 0.1
 
 
@@ -145,7 +146,7 @@ def test_a_store_whose_appends_take_two_seconds() -> None:
         await back(senders)
         await senders.stop()
         await senders.check()
-        assert before > 40 * 10
+        assert before > SENDERS * 10
         assert not senders.errors
 
     play(script)

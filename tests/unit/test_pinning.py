@@ -119,6 +119,21 @@ def test_a_wanted_node_that_comes_back_gets_its_shard_back() -> None:
     paper.check_settled(even=True)
 
 
+def test_a_host_that_drains_is_emptied_before_room_is_made_for_a_pin() -> None:
+    """S07, S11: a drained node may be about to go; a pin can wait."""
+    paper = even_cluster(4, 256, bounds=Bounds(moves_under_way=16, moves_per_round=16))
+    paper.pins = {one_on(paper, 2): None}
+    paper.change(4, eligible=False)
+    reasons: list[Reason] = []
+    while (plan := paper.plan()) != Plan({}):
+        reasons += [move.reason for move in plan.moves]
+        paper.begin(plan)
+        paper.finish()
+    assert reasons[:64] == [Reason.LEAVING] * 64
+    assert Reason.ROOM in reasons
+    paper.check_settled(even=True)
+
+
 def test_one_host_serves_all_whatever_is_pinned() -> None:
     """S11: availability goes before being alone."""
     paper = PinnedPlacements([HostFacts(1)], [0.0] * 8)

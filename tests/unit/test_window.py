@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atoll.persistence.records import ClientRow, Record, RecordedReply
-from atoll.sharding.window import Verdict, Window
+from atoll.sharding.window import KNOWN_BYTES, Replies, Verdict, Window
 
 WIDTH = 8
 
@@ -33,7 +33,8 @@ steps = st.lists(
 def test_it_knows_what_a_dictionary_of_everything_knows(script: list[tuple[str, int, int, int]]) -> None:
     """PR19, PR21, PR22: whatever comes in whatever order: the verdict is that of somebody who remembers every number and
     the highest floor, and no number below it is kept."""
-    window: Window[str] = Window()
+    replies = Replies()
+    window: Window[str] = Window(replies=replies)
     everything: dict[int, str] = {}
     floor = 1
     for what, number, called_floor, back in script:
@@ -76,6 +77,8 @@ def test_it_knows_what_a_dictionary_of_everything_knows(script: list[tuple[str, 
                     window.read(number)
         kept = {number for number in everything if number >= floor}
         assert len(window) == len(kept)
+        known = [number for number in kept if everything[number] in ("recorded", "remembered")]
+        assert replies.bytes == sum(KNOWN_BYTES + len(reply(number).payload) for number in known)
         assert window.floor == floor
     recorded = {number for number, how in everything.items() if how == "recorded" and number >= floor}
     assert {number for number, _ in window.recorded(1)} == recorded

@@ -105,7 +105,7 @@ async def test_an_app_goes_on_in_another_store_where_it_was_killed(tmp_path: Pat
         await load_for(load, 0.5)
         await load.settle()
         await load.check()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             held = client.entity(Notebook, "held")
             while await held.audit() != ["first", "second"] or (await rung(client)) != ["rings"]:  # noqa: ASYNC110 - nobody here is told
                 await asyncio.sleep(0.02)

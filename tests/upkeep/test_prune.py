@@ -12,7 +12,7 @@ from upkeep_app import silent
 from atoll.actors.settings import Settings
 from atoll.actors.stored import StoredState
 from atoll.cluster.store_check import check_store
-from atoll.cluster.store_prune import Pruned, Pruning, check_kinds, prune
+from atoll.cluster.store_prune import Pruned, Pruning, ages, check_kinds, prune
 from atoll.cluster.store_stats import KindFigures, figures
 from atoll.cluster.store_walk import pages
 from atoll.cluster.system import SystemWorld
@@ -106,6 +106,27 @@ async def test_only_what_is_asked_for_is_dropped(filled: Store) -> None:
     assert await pruned(filled, Pruning()) == Pruned(log_rows=1)
     assert len(await left(filled, Table.HISTORY)) == 14
     assert len(await left(filled, Table.DEAD_LETTERS)) == 2
+
+
+async def test_command_ids_and_letters_go_kind_by_kind(filled: Store) -> None:
+    """M03, M08: those of the kind that was named, younger ones than the app's retention with them; no other kind's."""
+    assert await pruned(filled, Pruning(command_ids_of={"Other": 9000}, letters_of={"Other": 9000})) == Pruned(
+        log_rows=1
+    )
+    assert await pruned(filled, Pruning(letters_before_ms=9000, letters_of={KIND: 1004})) == Pruned(dead_letters=1)
+    assert await left(filled, Table.DEAD_LETTERS) == [letter(7, "alice")]
+    assert await pruned(filled, Pruning(command_ids_before_ms=500, command_ids_of={KIND: 1500})) == Pruned(
+        command_ids=1
+    )
+    assert await left(filled, Table.NAMED) == [named("alice", "new", 2000)]
+
+
+@pytest.mark.parametrize("asked", [["x"], ["1", "2"], ["A=1", "A=2"], ["A="], ["A=-1"], ["nan"], ["A=1e9"], [""]])
+def test_an_age_that_is_none_is_a_mistake(asked: list[str]) -> None:
+    """J07: told before anything is dropped."""
+    with pytest.raises(ValueError, match="is no age"):
+        ages(asked)
+    assert ages(["A=1", "30", "B=0.5"]) == (30.0, {"A": 1.0, "B": 0.5})
 
 
 async def test_a_dry_run_changes_nothing_and_says_what_would_go(filled: Store) -> None:
