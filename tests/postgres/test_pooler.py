@@ -17,6 +17,7 @@ from upkeep_app import two_hosts
 from atoll.actors.errors import IncompatibleStore
 from atoll.persistence.open import open_store
 from atoll.persistence.postgres import PostgresStore
+from atoll.persistence.postgres_link import Life
 from atoll.persistence.postgres_migrate import accept, migrate
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason="there is no pgbouncer here: apt-get install pgbouncer")
@@ -97,6 +98,22 @@ async def more(load: Load, count: int) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_each_transaction_behind_the_pooler_looks_which_life_it_is_in(pooled: str) -> None:
+    """PR02, PR03: connections that are open stay so, and what they lead to is another server."""
+    store = await opened(pooled)
+    host = await store.register_host("a:1", "n", None)
+    assert store._life is not None
+    store._life = Life(store._life.system_identifier, 7)  # as if the server that it knows were another one
+    for call in (store.append(host, 1, b"one"), store.renew(host), store.read_entity(0, "Account", "a"), store.hosts()):
+        with pytest.raises(IncompatibleStore, match="timeline 7 was seen already"):
+            await call
+    await store.close()
+    store = await opened(pooled)
+    assert await store.read_log(host) == []
+    await store.close()
+
+
+@pytest.mark.soak
 async def test_a_promotion_behind_the_pooler_is_noticed(pair: Pair) -> None:
     """PR02, PR03: its clients' connections stay open over it, and each transaction looks where it is: what was lost with
     the old primary is not written over."""

@@ -148,6 +148,7 @@ async def test_an_export_of_an_app_that_runs_on_postgresql_is_one_instant(tmp_pa
     await copied_while_it_works(tmp_path, seeded(), 0.6, export_of(postgres_url, tmp_path), postgres_url)
 
 
+@pytest.mark.soak
 async def test_a_dump_of_an_app_that_runs_on_postgresql_is_one_instant(
     tmp_path: Path, postgres_databases: PostgresDatabases, postgres_url: str
 ) -> None:
