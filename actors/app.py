@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -30,8 +30,9 @@ class App:
 
     `name`: letters, digits, `_`, `.`, `-`; it names store and cluster. `entities`: entity classes, no two of one kind.
     `settings`: a mapping of those that differ from the defaults, or a `Settings`; the environment comes over it.
-    `store`: where the state is kept, e.g. `sqlite:./data`; None for the default. `resources`: makes the asynchronous
-    context manager that each host enters once, and whose value handlers find in `self.context.resources`.
+    `store`: where the state is kept, e.g. `sqlite:./data`, or several URLs, always in the same order, among which the
+    app's shards are divided when it is started for the first time; None for the default. `resources`: makes the
+    asynchronous context manager that each host enters once, and whose value handlers find in `self.context.resources`.
 
     `version`: of your code, at most 64 of the characters of a name and `+`. `atoll start` of another version of an app
     that runs replaces its code, host by host; old and new serve the same entities meanwhile, so each must read what the
@@ -49,7 +50,7 @@ class App:
         *,
         entities: Iterable[type],
         settings: Settings | Mapping[str, Any] | None = None,
-        store: str | None = None,
+        store: str | Sequence[str] | None = None,
         resources: Resources | None = None,
         version: str = "",
         requires: Requirements | None = None,
@@ -79,7 +80,7 @@ class App:
         Settings.load(self.settings_asked, {})
         if resources is not None and not callable(resources):
             raise TypeError("resources is a function that returns an async context manager, not the manager itself")
-        self.store = store
+        self.stores: tuple[str, ...] = _urls(store)
         self.resources = resources
         own = checked({} if requires is None else requires, f"the app {name!r}")
         self.requires: Requirements = types.MappingProxyType(
@@ -94,6 +95,16 @@ class App:
 
     def __repr__(self) -> str:
         return f"<app {self.name}: {', '.join(sorted(self.kinds))}>"
+
+
+def _urls(store: str | Sequence[str] | None) -> tuple[str, ...]:
+    """None for the default is none."""
+    if store is None:
+        return ()
+    urls = (store,) if isinstance(store, str) else store
+    if not isinstance(urls, Sequence) or not urls or not all(isinstance(url, str) and url for url in urls):
+        raise TypeError(f"store is a URL, or a list of them, not {store!r}")
+    return tuple(urls)
 
 
 def _differing(settings: Settings | Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -107,8 +107,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     memory_bytes_max: Annotated[int, msgspec.Meta(ge=0)] = 0
     """What a host's process may take. From 80 % on entities leave memory and less may wait, from 90 % on much less.
-    0: the tightest limit of its control groups (a container's), else the machine's memory. Set it where several hosts
-    share either. In a container of less than a GiB lower `uncheckpointed_bytes_max` as well: it is part of this."""
+    0: the tightest limit of its control groups (a container's), else the machine's memory; a part of either where an
+    app has several databases, and so a host for each. Set it where other hosts share them. In a container of less than
+    a GiB lower `uncheckpointed_bytes_max` as well: it is part of this."""
 
     # ---- checkpoint, recovery, retention
     checkpoint_s: float = 5.0

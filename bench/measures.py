@@ -29,6 +29,7 @@ from moves import coordinator, drain, handoff, join, stopped
 from overload import neighbours, overload
 from plain_cluster import HostProcess, PlainCluster, plain_cluster
 from stores import newest_batches, store_alone, stores
+from stripes import stripes
 from topic import ENTITIES, HERE, IDS, IN_FLIGHT, WARM_UP_S, Pace, Say, additions, one_host, postgres_stores
 
 from atoll.actors.settings import Settings
@@ -202,7 +203,7 @@ async def _failover(name: str, store: str | None, pace: Pace, folder: Path, say:
 
 
 def _owner(cluster: Cluster, id: str) -> str:
-    route = cluster.client.table.route(shard_of(id, Settings().shards))
+    route = cluster.client.route(shard_of(id, Settings().shards))
     return "" if route is None else route.address
 
 
@@ -304,6 +305,7 @@ TOPICS: dict[str, Callable[[Pace, Path, Say], Awaitable[list[Figure]]]] = {
     "states": states,
     "store": stores,
     "activation": activation,
+    "stripes": stripes,
     "failover": failover,
     "stopped": stopped,
     "handoff": handoff,

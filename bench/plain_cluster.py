@@ -1,4 +1,4 @@
-"""A cluster of plain processes on this machine, without Ray: N hosts over one store, and a coordinator.
+"""A cluster of plain processes on this machine, without Ray: N hosts over one store or several, and a coordinator.
 
     async with plain_cluster("counters:app", "bench", folder, hosts=2) as cluster:
         async with cluster.connect() as client:
@@ -29,9 +29,13 @@ from atoll.cluster.api import Cluster, connected
 from atoll.cluster.coordination import Coordination
 from atoll.cluster.host_process import HostSpec
 from atoll.cluster.network import TcpNetwork
+from atoll.cluster.stores import open_all
+from atoll.cluster.stripe_hosts import StripeDirectory
 from atoll.cluster.system import SystemWorld
 from atoll.cluster.token import Token, make_token_file
 from atoll.persistence.open import open_store
+from atoll.persistence.spi import Store
+from atoll.persistence.stripes import Stripe
 
 START_TIMEOUT_S = 60.0
 """A host is up in about half a second; on a machine under load it may take many times as long."""
@@ -44,8 +48,9 @@ class HostDidNotStart(RuntimeError):
 class HostProcess:
     """One running host."""
 
-    def __init__(self, process: asyncio.subprocess.Process, incarnation: int, address: str) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, stripe: int, incarnation: int, address: str) -> None:
         self.process = process
+        self.stripe = stripe
         self.incarnation = incarnation
         self.address = address
 
@@ -70,19 +75,20 @@ class PlainCluster:
         folder: Path,
         settings: Settings,
         asked: Mapping[str, Any],
-        store: str | None,
+        urls: Sequence[str],
     ) -> None:
         self.app_name = app_name
         self.folder = folder
-        self.store_url = store or f"sqlite:{folder / 'store'}"
+        self.store_urls = tuple(urls) or (f"sqlite:{folder / 'store'}",)
         self.token_file = folder / "token"
         self.token: Token = make_token_file(self.token_file, os.urandom(32))
         self.settings = settings
-        self.store = open_store(self.store_url)
+        self.stores = [open_store(url) for url in self.store_urls]
         """The coordinator's: open from beginning to end."""
+        self.stripes: list[Stripe] = []
         self.hosts: list[HostProcess] = []
         """Every host that was started, killed ones included."""
-        self._coordinator: asyncio.Task[None] | None = None
+        self._coordinators: list[asyncio.Task[None]] = []
         self._spec = HostSpec(
             app=app,
             app_dir=None if app_dir is None else str(app_dir),
@@ -92,13 +98,29 @@ class PlainCluster:
         )
 
     @property
+    def store_url(self) -> str:
+        return self.store_urls[0]
+
+    @property
+    def store(self) -> Store:
+        """The only one, or the first."""
+        return self.stores[0]
+
+    async def open(self) -> None:
+        self.stripes = await open_all(self.stores, self.app_name, self.settings.shards)
+
+    async def close(self) -> None:
+        for store in self.stores:
+            await store.close()
+
+    @property
     def addresses(self) -> list[str]:
         """Of the hosts that were not killed."""
         return [host.address for host in self.hosts if host.alive]
 
-    async def start_host(self, bind: str = "127.0.0.1", within: Sequence[str] = ()) -> HostProcess:
+    async def start_host(self, bind: str = "127.0.0.1", within: Sequence[str] = (), stripe: int = 0) -> HostProcess:
         """Start one more host, and return when it serves (it owns no shards yet). `within`: a command that runs the
-        process, with the process as its arguments. Raises `HostDidNotStart`."""
+        process, with the process as its arguments. `stripe`: whose. Raises `HostDidNotStart`."""
         process = await asyncio.create_subprocess_exec(
             *within,
             sys.executable,
@@ -111,7 +133,8 @@ class PlainCluster:
         assert process.stdout is not None
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                process.stdin.write(msgspec.json.encode(replace(self._spec, bind=bind)))
+                spec = replace(self._spec, bind=bind, store=self.store_urls[stripe], stripe=self.stripes[stripe])
+                process.stdin.write(msgspec.json.encode(spec))
                 process.stdin.close()
                 line = await process.stdout.readline()
         except (TimeoutError, OSError) as error:
@@ -122,7 +145,7 @@ class PlainCluster:
             if process.returncode is None:
                 process.kill()
             raise HostDidNotStart(f"a host did not start ({line.decode() or 'no answer'}); see its log above") from None
-        host = HostProcess(process, ready["incarnation"], ready["address"])
+        host = HostProcess(process, stripe, ready["incarnation"], ready["address"])
         self.hosts.append(host)
         return host
 
@@ -148,26 +171,30 @@ class PlainCluster:
 
     def start_coordinator(self) -> None:
         """There is one from the beginning; after `stop_coordinator`, another one."""
-        assert self._coordinator is None
+        assert not self._coordinators
         world = SystemWorld()
-        coordination = Coordination(
-            self.app_name,
-            store=self.store,
-            settings=self.settings,
-            world=world,
-            network=TcpNetwork(),
-            token=self.token,
-            hosts_wanted=1,  # all that are wanted are there already; later ones may well be alone
-        )
-        self._coordinator = world.spawn(coordination.run(), "coordinator")
+        directory = StripeDirectory(len(self.stores))
+        for store, stripe in zip(self.stores, self.stripes, strict=True):
+            coordination = Coordination(
+                self.app_name,
+                store=store,
+                settings=self.settings,
+                world=world,
+                network=TcpNetwork(),
+                token=self.token,
+                hosts_wanted=1,  # all that are wanted are there already; later ones may well be alone
+                stripe=stripe,
+                directory=directory,
+            )
+            self._coordinators.append(world.spawn(coordination.run(), "coordinator"))
 
     async def stop_coordinator(self) -> None:
         """End it wherever it is: what it handed to the store may still take effect. Its connections stay open, as those
         of one that hangs."""
-        task, self._coordinator = self._coordinator, None
-        if task is not None:
+        tasks, self._coordinators = self._coordinators, []
+        for task in tasks:
             task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def stop(self) -> None:
         """Kill what still runs, and wait for it."""
@@ -186,21 +213,22 @@ async def plain_cluster(
     app_dir: Path | None = None,
     hosts: int = 1,
     settings: Mapping[str, Any] | None = None,
-    store: str | None = None,
+    store: str | Sequence[str] | None = None,
 ) -> AsyncIterator[PlainCluster]:
     """Run `app` (`module:app`, found in `app_dir`), which calls itself `app_name`, on so many host processes.
 
     `folder` must be empty or new. `settings`: those that differ from the defaults, by name. `store`: its URL; without
-    one, SQLite in the folder.
+    one, SQLite in the folder; of several the hosts are divided among them.
     """
     asked = dict(settings or {})
     resolved = msgspec.convert(asked, Settings)
     folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - once, before anything runs
-    cluster = PlainCluster(app, app_name, app_dir, folder, resolved, asked, store)
+    urls = (store,) if isinstance(store, str) else tuple(store or ())
+    cluster = PlainCluster(app, app_name, app_dir, folder, resolved, asked, urls)
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(cluster.store.close)
-        await cluster.store.open(app_name, resolved.shards)
+        stack.push_async_callback(cluster.close)
+        await cluster.open()
         stack.push_async_callback(cluster.stop)
-        await asyncio.gather(*(cluster.start_host() for _ in range(hosts)))
+        await asyncio.gather(*(cluster.start_host(stripe=n % len(cluster.stores)) for n in range(hosts)))
         cluster.start_coordinator()
         yield cluster

@@ -24,7 +24,6 @@ from ..actors.kind import kind_of
 from ..actors.reference import bind_caller, reference, unbind_caller
 from ..actors.settings import Settings
 from ..actors.world import World
-from ..persistence.memory import MemoryStore
 from ..persistence.open import open_store
 from .carrier import Discover
 from .client import Client
@@ -33,6 +32,9 @@ from .hosting import start_host
 from .link import Access
 from .local_network import LocalNetwork
 from .network import Network, TcpNetwork, split_address
+from .stores import open_all, store_urls
+from .stripe_hosts import StripeDirectory
+from .striped import StripedClient
 from .system import SystemWorld
 from .token import Token, TokenError, read_token_file
 from .token import token_file as token_file_named
@@ -46,7 +48,7 @@ CONNECT_TIMEOUT_S = 10.0
 class Cluster:
     """A connected cluster. Make references with `entity`; they stay usable for as long as it is open."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client | StripedClient) -> None:
         self.client = client
 
     @property
@@ -80,9 +82,12 @@ async def connected(
     access = Access(
         app_name=app_name, token=token, settings=settings, world=world, network=network, software=software()
     )
-    client = Client(access, addresses, rejections=known_rejections(), discover=discover)
+    client: Client | StripedClient
+    client = first = Client(access, addresses, rejections=known_rejections(), discover=discover)
     try:
-        await client.open(timeout_s)
+        await first.open(timeout_s)
+        if first.stripe.count > 1:
+            client = StripedClient.beside(first, addresses)
         bind_caller(client)
         yield Cluster(client)
     finally:
@@ -91,51 +96,64 @@ async def connected(
 
 
 @contextlib.asynccontextmanager
-async def local(app: App, *, store: str | None = None) -> AsyncIterator[Cluster]:
+async def local(app: App, *, store: str | Sequence[str] | None = None) -> AsyncIterator[Cluster]:
     """The whole of Atoll in this process, without Ray: one host, the same API, codec and commit path.
 
-    `store`: a store URL (`sqlite:PATH`); by default everything is in memory and gone at the end.
+    `store`: a store URL (`sqlite:PATH`); by default everything is in memory and gone at the end. With several URLs,
+    always in the same order, there is a host for each.
     """
     world, network = SystemWorld(), LocalNetwork()
     settings, _ = Settings.load(app.settings_asked, os.environ)
     token = Token(world.entropy(32))
-    opened = open_store(store) if store is not None else MemoryStore()
-    await opened.open(app.name, settings.shards)
+    urls = ("memory:",) if store is None else store_urls(app, (store,) if isinstance(store, str) else store, {})
+    stores = [open_store(url) for url in urls]
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(opened.close)
+        opened = await open_all(stores, app.name, settings.shards)
+        for one in stores:
+            stack.push_async_callback(one.close)
         resources: Any = None
         if app.resources is not None:
             resources = await stack.enter_async_context(app.resources())
-        running = await start_host(
-            app,
-            store=opened,
-            settings=settings,
-            world=world,
-            network=network,
-            token=token,
-            resources=resources,
-            software=software(),
-        )
-        host = running.host
-        coordination = Coordination(
-            app.name,
-            store=opened,
-            settings=settings,
-            world=world,
-            network=network,
-            token=token,
-            version=app.version,
-        )
-        tasks = [
-            world.spawn(host.keep_lease(host.lease_renewed), "atoll-lease"),
-            world.spawn(coordination.run(), "atoll-coordinator"),
+        hosts = [
+            await start_host(
+                app,
+                store=one,
+                stripe=stripe,
+                settings=settings,
+                world=world,
+                network=network,
+                token=token,
+                resources=resources,
+                software=software(),
+            )
+            for one, stripe in zip(stores, opened, strict=True)
         ]
+        directory = StripeDirectory(len(stores))
+        tasks = []
+        for one, stripe, running in zip(stores, opened, hosts, strict=True):
+            coordination = Coordination(
+                app.name,
+                store=one,
+                settings=settings,
+                world=world,
+                network=network,
+                token=token,
+                version=app.version,
+                stripe=stripe,
+                directory=directory,
+            )
+            host = running.host
+            tasks.append(world.spawn(host.keep_lease(host.lease_renewed), "atoll-lease"))
+            tasks.append(world.spawn(coordination.run(), "atoll-coordinator"))
         stack.push_async_callback(_end, tasks)
-        stack.push_async_callback(running.stop)
+        for running in hosts:
+            stack.push_async_callback(running.stop)
+        addresses = [running.address for running in hosts]
         cluster = await stack.enter_async_context(
-            connected(app.name, [running.address], token=token, settings=settings, world=world, network=network)
+            connected(app.name, addresses, token=token, settings=settings, world=world, network=network)
         )
-        host.ownership.poke()
+        for running in hosts:
+            running.host.ownership.poke()
         await cluster.client.table_complete()
         yield cluster
 

@@ -26,7 +26,8 @@ import msgspec
 
 from ..actors.errors import AtollError, Unavailable
 from ..actors.settings import Settings
-from ..sharding.messages import Answer, Credit, Message, Moved, OutOfOrder, Poke, TableUpdate
+from ..persistence.stripes import Stripe
+from ..sharding.messages import Answer, Credit, Message, Moved, OutOfOrder, Poke, StripeHosts, TableUpdate
 from ..sharding.retries import pause_s
 from ..sharding.table import ShardTable
 from .handshake import Refusal
@@ -46,12 +47,24 @@ L = TypeVar("L", bound=Lane[Any])
 
 class Carrier(ABC, Generic[L]):
     def __init__(
-        self, access: Access, addresses: Sequence[str], discover: Discover | None = None, role: Role = "client"
+        self,
+        access: Access,
+        addresses: Sequence[str],
+        discover: Discover | None = None,
+        role: Role = "client",
+        stripe: Stripe | None = None,
     ) -> None:
         """`addresses`: hosts to begin with, `host:port`; more are learned from them. `discover`: asked for addresses
         when none of the known ones answers any more (Ray's list of actors, a name service). `role`: as which it
-        introduces itself."""
+        introduces itself. `stripe`: the only one whose hosts it speaks to; None: that of the first one who answers."""
         self._role: Role = role
+        self._stripe = stripe
+        self.stripe_hosts: Sequence[Sequence[str]] = ()
+        """Where the hosts of each stripe listen, as a host said last."""
+        self.heard_stripe_hosts: Callable[[Sequence[Sequence[str]]], None] | None = None
+        """Told when one says so."""
+        self._told: Sequence[str] = ()
+        """Addresses that hosts of other stripes know of."""
         self._access = access
         self._settings = access.settings
         self._world = access.world
@@ -296,6 +309,17 @@ class Carrier(ABC, Generic[L]):
         self._dialing[address] = task
         task.add_done_callback(lambda _: self._dialing.pop(address, None))
 
+    def seek(self) -> None:
+        """Have a connection to begin with."""
+        if not self._links:
+            self._seek_hosts()
+
+    def seek_at(self, addresses: Sequence[str]) -> None:
+        """Its stripe has hosts there: look for them there, too, from now on, and not where it was told before."""
+        self._told = addresses
+        if not self._links and self._lanes:
+            self._seek_hosts()
+
     def connect_to(self, address: str) -> None:
         """Have a connection there, if there can be one."""
         self._dial(address)
@@ -311,7 +335,7 @@ class Carrier(ABC, Generic[L]):
 
     def _seek_hosts(self) -> None:
         """Dial every address there is any reason to believe in."""
-        for address in (*self._seeds, *self._table.addresses()):
+        for address in (*self._seeds, *self._told, *self._table.addresses()):
             self._dial(address)
         if self._discover is not None and not self._discovering:
             self._discovering = True
@@ -339,7 +363,15 @@ class Carrier(ABC, Generic[L]):
 
     async def _open_link(self, address: str) -> None:
         self._generation += 1
-        link = Link(self, address, self._access, role=self._role, client=self._client, generation=self._generation)
+        link = Link(
+            self,
+            address,
+            self._access,
+            role=self._role,
+            client=self._client,
+            generation=self._generation,
+            stripe=None if self._stripe is None else self._stripe.index,
+        )
         await link.open()
         if self._links.get(address) is link or link.closing:
             return  # the handshake was over before this task came back
@@ -380,6 +412,7 @@ class Carrier(ABC, Generic[L]):
             return
         self._client = welcome.client
         self._shards = welcome.shards
+        self._stripe = Stripe(welcome.stripe, welcome.stripes)
         settings = msgspec.structs.replace(  # the host's bounds, whatever this process was told
             self._settings,
             shard_window=welcome.shard_window,
@@ -408,6 +441,9 @@ class Carrier(ABC, Generic[L]):
         if link.refusal is Refusal.SESSION_EXPIRED:
             if link.client == self._client:  # of several connections that are told so, the others come too late
                 self._begin_anew()
+        elif link.refusal is Refusal.STRIPE:
+            log.info("not looked for at %s any more: %s", link.address, reason)
+            self._seeds = [address for address in self._seeds if address != link.address]
         elif link.refusal is not None and not link.refusal.temporary:
             self._refused = Unavailable(f"{link.address} refuses: {reason}")
         self._blocked.pop(link, None)
@@ -442,3 +478,7 @@ class Carrier(ABC, Generic[L]):
             elif type(message) is TableUpdate:
                 self._learn(message.entries)
                 self._opened_there(link, message.entries)
+            elif type(message) is StripeHosts:
+                self.stripe_hosts = message.addresses
+                if self.heard_stripe_hosts is not None:
+                    self.heard_stripe_hosts(message.addresses)

@@ -19,7 +19,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from ..actors.settings import Settings
-from .cli_common import Address, AppDir, AppName, AppPath, AsJson, console, errors, show, told_in_one_line
+from .cli_common import Address, AppDir, AppName, AppPath, AsJson, StoreUrls, console, errors, show, told_in_one_line
 from .cli_dead_letters import dead_letters
 from .cli_pins import pin, unpin
 from .cli_reading import journal, log
@@ -64,7 +64,7 @@ def _progress(what: str) -> Iterator[Callable[[str], None]]:
 def start(
     app_path: AppPath,
     app_dir: AppDir = ".",
-    store: Annotated[str | None, typer.Option(help="store URL; default ATOLL_STORE, else ./atoll-data/NAME")] = None,
+    store: StoreUrls = None,
     address: Address = None,
     port: Annotated[
         int, typer.Option(help="of the first host, the others take the next ones; 0: any", min=0, max=65_535)
@@ -81,7 +81,7 @@ def start(
         started = start_app(
             app_path,
             app_dir=app_dir,
-            store=store,
+            store=store or (),
             address=address,
             port=port,
             ship=ship,

@@ -27,6 +27,14 @@ AppDir = Annotated[str, typer.Option("--app-dir", help="folder in which the app'
 Address = Annotated[
     str | None, typer.Option("--address", help="of the Ray cluster; default RAY_ADDRESS, else this machine")
 ]
+StoreUrls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--store",
+        help="store URL, once for each of an app's databases, in their order; "
+        "default ATOLL_STORE (with ; between several), else the app's own, else ./atoll-data/NAME",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
 
 

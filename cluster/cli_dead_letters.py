@@ -27,12 +27,12 @@ from ..actors.errors import AtollError, InvalidCommand, OutcomeUnknown
 from ..actors.settings import Settings
 from ..sharding.letters import DROP, REPLAY
 from .api import Cluster, connect
-from .cli_common import Address, AppDir, AppPath, AsJson, console, fail, show, told_in_one_line
-from .cli_reading import Id, Kind, StoreUrl, print_lines, read_store
+from .cli_common import Address, AppDir, AppPath, AsJson, StoreUrls, console, fail, show, told_in_one_line
+from .cli_reading import Id, Kind, Readers, print_lines, read_store
 from .loading import load_app
 from .log_format import printable
-from .reading import StoreReader, letter_line, reading
-from .starting import store_url
+from .reading import letter_line, reader_of, reading
+from .stores import store_urls
 
 dead_letters = typer.Typer(help="Commands that will not be tried again by themselves.", no_args_is_help=True)
 
@@ -64,26 +64,27 @@ def list_letters(
     kind: MaybeKind = None,
     id: MaybeId = None,
     app_dir: AppDir = ".",
-    store: StoreUrl = None,
+    store: StoreUrls = None,
     limit: Annotated[int, typer.Option(help="at most so many, the newest", min=1)] = 100,
     as_json: AsJson = False,
 ) -> None:
     """List dead letters, the newest last."""
 
-    async def work(reader: StoreReader) -> None:
+    async def work(readers: Readers) -> None:
         newest: list[tuple[str, int, dict[str, Any]]] = []
         found = 0
-        async for row in reader.dead_letters(kind, id):
-            found += 1
-            line = letter_line(row)
-            (heapq.heappush if found <= limit else heapq.heappushpop)(newest, (line["time"], found, line))
+        for reader in readers:
+            async for row in reader.dead_letters(kind, id):
+                found += 1
+                line = letter_line(row)
+                (heapq.heappush if found <= limit else heapq.heappushpop)(newest, (line["time"], found, line))
         lines = [line for _, _, line in sorted(newest)]
         if as_json:
             print_lines(lines)
         else:
             _show(lines, found)
 
-    read_store(app_path, app_dir, store, work)
+    read_store(app_path, app_dir, store, work, id)
 
 
 def _show(lines: list[dict[str, Any]], found: int) -> None:
@@ -101,14 +102,15 @@ def _show(lines: list[dict[str, Any]], found: int) -> None:
 
 @dead_letters.command("show")
 def show_letter(
-    app_path: AppPath, kind: Kind, id: Id, number: Number, app_dir: AppDir = ".", store: StoreUrl = None
+    app_path: AppPath, kind: Kind, id: Id, number: Number, app_dir: AppDir = ".", store: StoreUrls = None
 ) -> None:
     """Show one dead letter with its error and its arguments, as JSON."""
 
-    async def work(reader: StoreReader) -> None:
+    async def work(readers: Readers) -> None:
+        (reader,) = readers
         print_lines([await reader.dead_letter(kind, id, number)])
 
-    read_store(app_path, app_dir, store, work)
+    read_store(app_path, app_dir, store, work, id)
 
 
 @dead_letters.command()
@@ -119,7 +121,7 @@ def replay(
     number: MaybeNumber = None,
     every: All = False,
     app_dir: AppDir = ".",
-    store: StoreUrl = None,
+    store: StoreUrls = None,
     url: Url = None,
     token_file: TokenFile = None,
     address: Address = None,
@@ -140,7 +142,7 @@ def drop(
     every: All = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     app_dir: AppDir = ".",
-    store: StoreUrl = None,
+    store: StoreUrls = None,
     url: Url = None,
     token_file: TokenFile = None,
     address: Address = None,
@@ -164,12 +166,13 @@ def _loaded(app_path: str, app_dir: str) -> tuple[App, Settings]:
 
 
 async def _named(
-    app: App, settings: Settings, store: str | None, kind: str, id: str | None, number: int | None, *, every: bool
+    app: App, settings: Settings, store: list[str] | None, kind: str, id: str | None, number: int | None, *, every: bool
 ) -> list[Letter]:
     """The one that is named, or with `every` those that are there now: what dies again meanwhile is left alone."""
     if every and number is None:
-        async with reading(store_url(app, store, os.environ), app.name, settings.shards) as reader:
-            return [(row.kind, row.id, row.number) async for row in reader.dead_letters(kind, id)]
+        async with reading(store_urls(app, store or (), os.environ), app.name, settings.shards) as readers:
+            asked = readers if id is None else [reader_of(readers, id, settings.shards)]
+            return [(row.kind, row.id, row.number) for reader in asked async for row in reader.dead_letters(kind, id)]
     if every or id is None or number is None:
         raise ValueError("name one dead letter by KIND ID NUMBER, or those of a KIND, or of a KIND and ID, with --all")
     return [(kind, id, number)]

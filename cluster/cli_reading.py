@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -13,29 +13,38 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from ..actors.settings import Settings
-from .cli_common import AppDir, AppPath, AsJson, show, told_in_one_line
+from .cli_common import AppDir, AppPath, AsJson, StoreUrls, show, told_in_one_line
 from .loading import load_app
-from .reading import StoreReader, reading
-from .starting import store_url
+from .reading import StoreReader, reader_of, reading
+from .stores import store_urls
 
 log = typer.Typer(help="What stands in the logs of hosts, dead ones included.", no_args_is_help=True)
 journal = typer.Typer(help="What happened to one entity.", no_args_is_help=True)
 
 FOLLOW_S = 0.5
 
-StoreUrl = Annotated[str | None, typer.Option("--store", help="store URL; default as for `atoll start`")]
 Kind = Annotated[str, typer.Argument(metavar="KIND")]
 Id = Annotated[str, typer.Argument(metavar="ID")]
 
 
-def read_store(app_path: str, app_dir: str, store: str | None, work: Callable[[StoreReader], Awaitable[None]]) -> None:
-    """Do `work` on the app's store, whether hosts run on it or not."""
+Readers = Sequence[StoreReader]
+"""One per database."""
+
+
+def read_store(
+    app_path: str,
+    app_dir: str,
+    store: list[str] | None,
+    work: Callable[[Readers], Awaitable[None]],
+    id: str | None = None,
+) -> None:
+    """Do `work` on the app's databases, whether hosts run on them or not; with an `id` on the one of that entity."""
 
     async def with_store() -> None:
         app = load_app(app_path, app_dir)
         settings, _ = Settings.load(app.settings_asked, os.environ)
-        async with reading(store_url(app, store, os.environ), app.name, settings.shards) as reader:
-            await work(reader)
+        async with reading(store_urls(app, store or (), os.environ), app.name, settings.shards) as readers:
+            await work(readers if id is None else [reader_of(readers, id, settings.shards)])
 
     with told_in_one_line():
         asyncio.run(with_store())
@@ -48,11 +57,15 @@ def print_lines(entries: list[dict[str, Any]]) -> None:
 
 
 @log.command("list")
-def log_list(app_path: AppPath, app_dir: AppDir = ".", store: StoreUrl = None, as_json: AsJson = False) -> None:
+def log_list(app_path: AppPath, app_dir: AppDir = ".", store: StoreUrls = None, as_json: AsJson = False) -> None:
     """List the logs: whose, in which state, how many rows."""
 
-    async def work(reader: StoreReader) -> None:
-        found = await reader.logs()
+    async def work(readers: Readers) -> None:
+        found = [
+            ({"database": number} if len(readers) > 1 else {}) | entry
+            for number, reader in enumerate(readers, 1)
+            for entry in await reader.logs()
+        ]
         if as_json:
             print_lines(found)
             return
@@ -69,13 +82,16 @@ def log_show(
     app_path: AppPath,
     incarnation: Annotated[int, typer.Argument(help="as `atoll log list` shows it")],
     app_dir: AppDir = ".",
-    store: StoreUrl = None,
+    store: StoreUrls = None,
     after: Annotated[int, typer.Option(help="only rows above this one")] = 0,
+    database: Annotated[int, typer.Option(help="whose log, where the app has several: 1 is the first", min=1)] = 1,
 ) -> None:
     """Decode a log: one record a line, as JSON."""
 
-    async def work(reader: StoreReader) -> None:
-        print_lines(await reader.log(incarnation, after))
+    async def work(readers: Readers) -> None:
+        if database > len(readers):
+            raise ValueError(f"the app has {len(readers)} databases: there is no number {database}")
+        print_lines(await readers[database - 1].log(incarnation, after))
 
     read_store(app_path, app_dir, store, work)
 
@@ -86,35 +102,38 @@ def journal_show(
     kind: Kind,
     id: Id,
     app_dir: AppDir = ".",
-    store: StoreUrl = None,
+    store: StoreUrls = None,
     after: Annotated[int, typer.Option(help="only commits above this version")] = 0,
 ) -> None:
     """Show an entity's commits, oldest first, one a line as JSON."""
 
-    async def work(reader: StoreReader) -> None:
+    async def work(readers: Readers) -> None:
+        (reader,) = readers
         commits = await reader.journal(kind, id, after)
         print_lines(commits)
         if not commits:
             print_lines([await reader.state(kind, id)])
 
-    read_store(app_path, app_dir, store, work)
+    read_store(app_path, app_dir, store, work, id)
 
 
 @journal.command("state")
-def journal_state(app_path: AppPath, kind: Kind, id: Id, app_dir: AppDir = ".", store: StoreUrl = None) -> None:
+def journal_state(app_path: AppPath, kind: Kind, id: Id, app_dir: AppDir = ".", store: StoreUrls = None) -> None:
     """Show the newest state of an entity that the tables have."""
 
-    async def work(reader: StoreReader) -> None:
+    async def work(readers: Readers) -> None:
+        (reader,) = readers
         print_lines([await reader.state(kind, id)])
 
-    read_store(app_path, app_dir, store, work)
+    read_store(app_path, app_dir, store, work, id)
 
 
 @journal.command("tail")
-def journal_tail(app_path: AppPath, kind: Kind, id: Id, app_dir: AppDir = ".", store: StoreUrl = None) -> None:
+def journal_tail(app_path: AppPath, kind: Kind, id: Id, app_dir: AppDir = ".", store: StoreUrls = None) -> None:
     """Follow an entity's commits until interrupted."""
 
-    async def work(reader: StoreReader) -> None:
+    async def work(readers: Readers) -> None:
+        (reader,) = readers
         seen = 0
         while True:
             commits = await reader.journal(kind, id, seen)
@@ -122,4 +141,4 @@ def journal_tail(app_path: AppPath, kind: Kind, id: Id, app_dir: AppDir = ".", s
             seen = commits[-1]["seq"] if commits else seen
             await asyncio.sleep(FOLLOW_S)
 
-    read_store(app_path, app_dir, store, work)
+    read_store(app_path, app_dir, store, work, id)

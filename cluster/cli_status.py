@@ -112,9 +112,14 @@ def _apps(found: dict[str, Any]) -> RenderableType:
 
 def _status(found: dict[str, Any]) -> RenderableType:
     version = f" (version {found['version']})" if found["version"] else ""
-    table = _table("host", "address", "state", "version", "shards", "entities", "lease", "clients", "pid", "node")
+    several = found["stripes"] > 1
+    database = ("database",) if several else ()
+    table = _table(
+        *database, "host", "address", "state", "version", "shards", "entities", "lease", "clients", "pid", "node"
+    )
     for host in found["hosts"]:
         table.add_row(
+            *((_number(host),) if several else ()),
             *(str(host[key]) for key in ("incarnation", "address", "state", "version", "shards", "entities")),
             "valid" if host["lease_valid"] else "lapsed",
             str(host["connections"]),
@@ -124,55 +129,66 @@ def _status(found: dict[str, Any]) -> RenderableType:
     return Group(
         Text(f"{found['app']}{version}: {found['served']} of {found['shards']} shards served"),
         table,
-        *_moves(found["moves"]),
-        *_pins(found["pins"]),
-        *_hot(found["hosts"]),
+        *_moves(found["moves"], several=several),
+        *_pins(found["pins"], several=several),
+        *_hot(found["hosts"], several=several),
         Text(f"connect     {found['url']}", no_wrap=True),
         Text(f"token file  {found['token_file']}", no_wrap=True),
     )
+
+
+def _number(item: dict[str, Any]) -> str:
+    """Which of several databases, as people count."""
+    return str(item["stripe"] + 1)
+
+
+def _name(host: int, item: dict[str, Any], *, several: bool) -> str:
+    return f"{host} of database {_number(item)}" if several else str(host)
 
 
 HOT_SHARE = 0.2
 """Of its host's time: what takes less is not worth a line."""
 
 
-def _hot(hosts: list[dict[str, Any]]) -> list[RenderableType]:
+def _hot(hosts: list[dict[str, Any]], *, several: bool) -> list[RenderableType]:
     """Entities and shards that take much of their host."""
     rows = []
     for host in hosts:
         hot = host.get("hot", {"entities": (), "shards": ()})
         in_all = sum(share for _, share in hot["shards"])
-        rows += [(share, f"shard {shard}", host["incarnation"]) for shard, share in hot["shards"]]
-        rows += [(share * in_all, f"{kind}/{id}", host["incarnation"]) for kind, id, share in hot["entities"]]
+        name = _name(host["incarnation"], host, several=several)
+        rows += [(share, f"shard {shard}", name) for shard, share in hot["shards"]]
+        rows += [(share * in_all, f"{kind}/{id}", name) for kind, id, share in hot["entities"]]
     rows = [row for row in rows if row[0] >= HOT_SHARE]
     if not rows:
         return []
     table = _table("hot", "on host", "of its time")
-    for share, what, incarnation in sorted(rows, reverse=True):
-        table.add_row(what, str(incarnation), f"{share:.0%}")
+    for share, what, name in sorted(rows, reverse=True):
+        table.add_row(what, name, f"{share:.0%}")
     return [table]
 
 
-def _moves(moves: list[dict[str, Any]]) -> list[RenderableType]:
+def _moves(moves: list[dict[str, Any]], *, several: bool) -> list[RenderableType]:
     """Those with the same end points and reason in one line."""
     if not moves:
         return []
-    groups: dict[tuple[int, int, str], list[float]] = {}
+    groups: dict[tuple[str, str, str], list[float]] = {}
     for move in moves:
-        groups.setdefault((move["from"], move["to"], move["why"]), []).append(move["since_s"])
+        source, target = (_name(move[end], move, several=several) for end in ("from", "to"))
+        groups.setdefault((source, target, move["why"]), []).append(move["since_s"])
     table = _table("moving", "from host", "to host", "why", "longest")
     for (source, target, why), since in sorted(groups.items()):
-        table.add_row(_count(len(since), "shard"), str(source), str(target), why, f"{max(since):.1f} s")
+        table.add_row(_count(len(since), "shard"), source, target, why, f"{max(since):.1f} s")
     return [table]
 
 
-def _pins(pins: list[dict[str, Any]]) -> list[RenderableType]:
+def _pins(pins: list[dict[str, Any]], *, several: bool) -> list[RenderableType]:
     if not pins:
         return []
     table = _table("pinned", "to node", "on host", "at node", "beside it")
     for pin in pins:
         beside = "nothing" if pin["alone"] else _count(pin["beside"], "shard")
-        host = "nobody" if pin["host"] is None else str(pin["host"])
+        host = "nobody" if pin["host"] is None else _name(pin["host"], pin, several=several)
         table.add_row(f"shard {pin['shard']}", _node(pin["node"]), host, pin["at"][:12], beside)
     return [table]
 
@@ -182,10 +198,23 @@ def _node(node: str) -> str:
 
 
 def _shards(found: dict[str, Any]) -> RenderableType:
-    table = _table("shard", "state", "owner", "address", "epoch", "target", "position", "pinned to")
+    several = any(row["stripe"] for row in found["shards"])
+    names = (
+        "shard",
+        *(("stripe",) if several else ()),
+        "state",
+        "owner",
+        "address",
+        "epoch",
+        "target",
+        "position",
+        "pin",
+    )
+    called = {"stripe": "database", "pin": "pinned to"}
+    table = _table(*(called.get(name, name) for name in names))
     for row in found["shards"]:
-        shown = {**row, "pin": None if row["pin"] is None else _node(row["pin"])}
-        table.add_row(*("" if value is None else str(value) for value in shown.values()))
+        shown = {**row, "stripe": _number(row), "pin": None if row["pin"] is None else _node(row["pin"])}
+        table.add_row(*("" if shown[name] is None else str(shown[name]) for name in names))
     moving = sum(row["target"] is not None for row in found["shards"])
     states = [row["state"] for row in found["shards"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in sorted(set(states)))
@@ -208,5 +237,8 @@ def _fail_unless_well(found: dict[str, Any]) -> None:
         fail(found["problem"])
     if not found["coordinator"]:
         fail("the coordinator does not answer: Ray restarts it; what is placed goes on meanwhile")
+    if found["silent"]:
+        which = ", ".join(str(stripe + 1) for stripe in found["silent"])
+        fail(f"of {found['stripes']} databases number {which} does not answer: its shards wait, the others are served")
     if found["served"] != found["shards"]:
         fail(f"{found['shards'] - found['served']} of {found['shards']} shards are not served right now: look again")

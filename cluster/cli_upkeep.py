@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -24,20 +24,20 @@ from ..persistence.open import open_store
 from ..persistence.spi import Store
 from ..persistence.sqlite import SQLiteStore
 from ..persistence.urls import shown
+from ..sharding.charge import quiet_holders
 from .api import software
-from .cli_common import AppDir, AppPath, AsJson, console, errors, fail, show, told_in_one_line
-from .cli_reading import StoreUrl
+from .cli_common import AppDir, AppPath, AsJson, StoreUrls, console, errors, fail, show, told_in_one_line
 from .loading import load_app
 from .log_format import printable
-from .reading import existing_store
+from .reading import existing_stores
 from .signals import end_on_sigterm
-from .starting import store_url
 from .store_check import check_store
 from .store_export import export_store, new_file, standing_still
 from .store_import import import_store
 from .store_prune import Pruned, Pruning, ages, check_kinds, prune
-from .store_stats import Figures, KindFigures, figures
+from .store_stats import Figures, KindFigures, figures, in_all
 from .store_walk import Tell
+from .stores import store_urls
 from .system import SystemWorld
 
 upkeep = typer.Typer()
@@ -56,20 +56,25 @@ class NotHere(AtollError):
     """This kind of store cannot do that; the message says what to do."""
 
 
-def _loaded(app_path: str, app_dir: str, store: str | None) -> tuple[App, Settings, str]:
+def _loaded(app_path: str, app_dir: str, store: list[str] | None) -> tuple[App, Settings, tuple[str, ...]]:
     app = load_app(app_path, app_dir)
     settings, _ = Settings.load(app.settings_asked, os.environ)
-    return app, settings, store_url(app, store, os.environ)
+    return app, settings, store_urls(app, store or (), os.environ)
 
 
-@contextlib.asynccontextmanager
-async def _opened(url: str, app: App, settings: Settings) -> AsyncIterator[Store]:
-    store = await existing_store(url)
-    await store.open(app.name, settings.shards)
-    try:
-        yield store
-    finally:
-        await store.close()
+def _opened(urls: Sequence[str], app: App, settings: Settings) -> contextlib.AbstractAsyncContextManager[list[Store]]:
+    return existing_stores(urls, app.name, settings.shards)
+
+
+def _all(urls: Sequence[str]) -> str:
+    return ", ".join(map(shown, urls))
+
+
+def _only(urls: Sequence[str], what: str) -> str:
+    """The one database of an app. Raises `NotHere` when it has several."""
+    if len(urls) > 1:
+        raise NotHere(f"an app with {len(urls)} databases cannot be {what} yet: only one with a single database")
+    return urls[0]
 
 
 @contextlib.contextmanager
@@ -90,35 +95,39 @@ def _run(work: Callable[[], Awaitable[Result]]) -> Result:
 
 
 @upkeep.command()
-def check(app_path: AppPath, app_dir: AppDir = ".", store: StoreUrl = None) -> None:
+def check(app_path: AppPath, app_dir: AppDir = ".", store: StoreUrls = None) -> None:
     """Look over a store: every row, log and reference. The app must not run; of a running one check a backup.
 
     Prints what is damaged, a line each, and exits with 1 then.
     """
     with told_in_one_line(), _bar("checking") as tell:
-        app, settings, url = _loaded(app_path, app_dir, store)
+        app, settings, urls = _loaded(app_path, app_dir, store)
 
         async def work() -> list[str]:
-            async with _opened(url, app, settings) as opened:
-                return await check_store(opened, settings, tell)
+            async with _opened(urls, app, settings) as stores:
+                found = []
+                for url, opened in zip(urls, stores, strict=True):
+                    lines = await check_store(opened, settings, tell)
+                    found += lines if len(urls) == 1 else [f"{shown(url)}: {line}" for line in lines]
+                return found
 
         found = _run(work)
     for line in found:
         console.print(printable(line), soft_wrap=True, markup=False)
     if found:
-        fail(f"{shown(url)} is damaged, see above: keep it as it is, and restore the whole store from a backup")
-    console.print(f"{shown(url)} is sound", style="green", soft_wrap=True, markup=False)
+        fail(f"{_all(urls)} is damaged, see above: keep it as it is, and restore the whole store from a backup")
+    console.print(f"{_all(urls)} is sound", style="green", soft_wrap=True, markup=False)
 
 
 @upkeep.command()
-def stats(app_path: AppPath, app_dir: AppDir = ".", store: StoreUrl = None, as_json: AsJson = False) -> None:
+def stats(app_path: AppPath, app_dir: AppDir = ".", store: StoreUrls = None, as_json: AsJson = False) -> None:
     """Count what a store holds, kind by kind, with hosts running on it or without."""
     with told_in_one_line(), _bar("counting") as tell:
-        app, settings, url = _loaded(app_path, app_dir, store)
+        app, settings, urls = _loaded(app_path, app_dir, store)
 
         async def work() -> Figures:
-            async with _opened(url, app, settings) as opened:
-                return await figures(opened, app.name, tell)
+            async with _opened(urls, app, settings) as stores:
+                return in_all([await figures(opened, app.name, tell) for opened in stores])
 
         found = _run(work)
     if as_json:
@@ -159,7 +168,7 @@ def _pruning(
 def prune_command(
     app_path: AppPath,
     app_dir: AppDir = ".",
-    store: StoreUrl = None,
+    store: StoreUrls = None,
     events_below_snapshot: Annotated[
         list[str] | None, typer.Option(metavar="KIND", help="drop its events that a snapshot covers; may be repeated")
     ] = None,
@@ -178,15 +187,16 @@ def prune_command(
 ) -> None:
     """Drop replies to expired command IDs and rows of finished logs, and what else is named. The app must not run."""
     with told_in_one_line(), _bar("pruning") as tell:
-        app, settings, url = _loaded(app_path, app_dir, store)
+        app, settings, urls = _loaded(app_path, app_dir, store)
         world = SystemWorld()
         pruning = _pruning(
             app, settings, world.wall_ms(), events_below_snapshot, dead_letters_older_than, command_ids_older_than
         )
 
         async def work() -> Pruned:
-            async with _opened(url, app, settings) as opened:
-                return await prune(opened, pruning, settings, world, tell, dry_run=dry_run)
+            async with _opened(urls, app, settings) as stores:
+                parts = [await prune(opened, pruning, settings, world, tell, dry_run=dry_run) for opened in stores]
+                return Pruned(*map(sum, zip(*map(msgspec.structs.astuple, parts), strict=True)))
 
         found = msgspec.structs.asdict(_run(work))
     if as_json:
@@ -201,38 +211,50 @@ def backup(
     app_path: AppPath,
     to: Annotated[Path, typer.Argument(metavar="FOLDER", help="where the copy is made: a new folder")],
     app_dir: AppDir = ".",
-    store: StoreUrl = None,
+    store: StoreUrls = None,
 ) -> None:
-    """Copy an SQLite store as of one moment, with hosts running on it or without."""
+    """Copy an SQLite store as of one moment, with hosts running on it or without.
+
+    Of an app with several databases, which must not run, each becomes a folder in FOLDER, called by its number.
+    """
     with told_in_one_line(), _bar(f"copying to {to}") as tell:
-        app, settings, url = _loaded(app_path, app_dir, store)
+        app, settings, urls = _loaded(app_path, app_dir, store)
 
         async def work() -> None:
-            async with _opened(url, app, settings) as opened:
-                if not isinstance(opened, SQLiteStore):
+            async with _opened(urls, app, settings) as stores:
+                copied = [store for store in stores if isinstance(store, SQLiteStore)]
+                if len(copied) < len(stores):
                     raise NotHere(
-                        f"{shown(url)} is backed up by its server's own tools, also while the app runs: {PG_DUMP}"
+                        f"{_all(urls)} is backed up by its server's own tools, also while the app runs: {PG_DUMP}"
                     )
-                await opened.backup(to.absolute(), tell)
+                if len(copied) == 1:
+                    await copied[0].backup(to.absolute(), tell)
+                    return
+                for opened in copied:  # copies of several instants would disagree about messages between them
+                    await quiet_holders(opened, settings.lease_s)
+                to.mkdir(parents=True)
+                for number, opened in enumerate(copied, 1):
+                    await opened.backup(to.absolute() / str(number), tell)
 
         _run(work)
     console.print(f"{app.name} is copied to {to}", style="green", soft_wrap=True, markup=False)
 
 
 @upkeep.command("export")
-def export_command(app_path: AppPath, file: File, app_dir: AppDir = ".", store: StoreUrl = None) -> None:
+def export_command(app_path: AppPath, file: File, app_dir: AppDir = ".", store: StoreUrls = None) -> None:
     """Write a store into one file that any MessagePack library can read.
 
     Where the app runs, of a copy as of one moment, which is made beside the file and removed.
     """
     with told_in_one_line(), _bar(f"exporting to {file}") as tell:
-        app, settings, url = _loaded(app_path, app_dir, store)
+        app, settings, urls = _loaded(app_path, app_dir, store)
+        _only(urls, "exported")
         folder = file.absolute().parent
         world = SystemWorld()
 
         async def work() -> int:
             async with (
-                _opened(url, app, settings) as opened,
+                _opened(urls, app, settings) as (opened,),
                 standing_still(opened, app.name, settings, world, folder, tell) as still,
             ):
                 with new_file(file) as out:
@@ -251,10 +273,11 @@ def export_command(app_path: AppPath, file: File, app_dir: AppDir = ".", store: 
 
 
 @upkeep.command("import")
-def import_command(app_path: AppPath, file: File, app_dir: AppDir = ".", store: StoreUrl = None) -> None:
+def import_command(app_path: AppPath, file: File, app_dir: AppDir = ".", store: StoreUrls = None) -> None:
     """Load an export into a new store. If it is interrupted, run the same import again."""
     with told_in_one_line(), _bar(f"importing {file}") as tell:
-        app, settings, url = _loaded(app_path, app_dir, store)
+        app, settings, urls = _loaded(app_path, app_dir, store)
+        url = _only(urls, "imported")
         with file.open("rb") as source:
             rows = _run(lambda: import_store(open_store(url), source, app=app.name, settings=settings, tell=tell))
     console.print(f"{rows} rows of {app.name} are in {shown(url)}", style="green", soft_wrap=True, markup=False)

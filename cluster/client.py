@@ -13,8 +13,11 @@ must connect anew.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from ..actors.calls import Request, Status
 from ..actors.codec import raise_for
@@ -29,9 +32,10 @@ from ..actors.errors import (
 )
 from ..actors.logs import about
 from ..actors.settings import Settings
+from ..persistence.stripes import ONLY, Stripe
 from ..sharding.hashing import shard_of
 from ..sharding.messages import Answer, Confirm
-from ..sharding.table import ShardTable
+from ..sharding.table import Route, ShardTable
 from .carrier import Carrier, Discover, log
 from .deadlines import LOOK_S, Deadlines
 from .lanes import CommandLane, OutgoingCommand
@@ -55,9 +59,14 @@ class Client(Carrier[CommandLane]):
         rejections: Mapping[str, type[Rejected]],
         discover: Discover | None = None,
         role: Role = "client",
+        stripe: Stripe | None = None,
     ) -> None:
-        """`addresses`, `discover`, `role`: as of the carrier. `rejections`: the app's own, raised by their names."""
-        super().__init__(access, addresses, discover, role)
+        """`addresses`, `discover`, `role`, `stripe`: as of the carrier. `rejections`: the app's own, raised by their
+        names. With a `stripe` it may be called without having been opened: it connects with the first call, as an app
+        of `access.settings.shards` shards."""
+        super().__init__(access, addresses, discover, role, stripe)
+        if stripe is not None:
+            self._shards = access.settings.shards
         self._rejections = rejections
         self._pid = os.getpid()
         self._deadlines = Deadlines(access.world, self._late)
@@ -73,10 +82,37 @@ class Client(Carrier[CommandLane]):
     def table(self) -> ShardTable:
         return self._table
 
+    def route(self, shard: int) -> Route | None:
+        """Where that shard is served, as far as is known here."""
+        return self._table.route(shard)
+
     @property
     def client_id(self) -> int:
         """The session's number; 0 before the first connection."""
         return self._client
+
+    @property
+    def shards(self) -> int:
+        """Of the app; known once it is open."""
+        return self._shards
+
+    @property
+    def stripe(self) -> Stripe:
+        """Whose hosts it speaks to; known once it is open."""
+        return self._stripe or ONLY
+
+    def of_stripe(self, index: int, addresses: Sequence[str]) -> Client:
+        """Another client of the same app, for another stripe, of an open one. `addresses`: as of the carrier."""
+        access = self._access
+        settings = msgspec.structs.replace(self._settings, shards=self._shards)
+        return Client(
+            msgspec.structs.replace(access, settings=settings),
+            addresses,
+            rejections=self._rejections,
+            discover=self._discover,
+            role=self._role,
+            stripe=Stripe(index, self.stripe.count),
+        )
 
     async def open(self, timeout_s: float) -> None:
         """Connect to the first host that answers. Raises `Unavailable` when none does in time, and the reason when one
@@ -108,10 +144,13 @@ class Client(Carrier[CommandLane]):
                 self._give_up(lane, out, "the client was closed")
 
     async def table_complete(self) -> None:
-        """Wait until an owner is known for every shard."""
-        while not self._shards or len(self._table) < self._shards:
+        """Wait until an owner is known for every shard of its stripe."""
+        while self._stripe is None or len(self._table) < len(self._stripe.shards(self._shards)):
             self._changed.clear()
-            await self._changed.wait()
+            self.seek()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._pause_s(3)):
+                    await self._changed.wait()
 
     # ---- calls -----------------------------------------------------------------------------------------------------
 

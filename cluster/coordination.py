@@ -18,11 +18,13 @@ from ..actors.outage import Outage
 from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.spi import HostRow, HostState, ShardRow, Store
+from ..persistence.stripes import ONLY, Stripe
 from ..sharding.allocation import Bounds, Move
 from ..sharding.coordinator import Coordinator
 from ..sharding.messages import Load, Message, Poke
 from .link import Access, Link
 from .network import Network, Probe
+from .stripe_hosts import StripeDirectory
 from .token import Token
 from .wire import Welcome
 
@@ -49,8 +51,11 @@ class Coordination:
         token: Token,
         version: str = "",
         hosts_wanted: int = 1,
+        stripe: Stripe = ONLY,
+        directory: StripeDirectory | None = None,
     ) -> None:
-        """`version`: of the app, as in `Coordinator`. `hosts_wanted`: when no living host has any shard as this
+        """`stripe`: that of the store. `directory`: shared by the coordinators of all stripes; None where there is only
+        one. `version`: of the app, as in `Coordinator`. `hosts_wanted`: when no living host has any shard as this
         coordinator begins, nothing is placed before so many are live (or `GATHER_S` are over), so that the first ones
         of a starting cluster do not take everything."""
         self._access = Access(app_name=app_name, token=token, settings=settings, world=world, network=network)
@@ -74,6 +79,8 @@ class Coordination:
         """Shard -> the move under way that this coordinator asked for, and since when."""
         self.placing = True
         """False: shards that are given back stay free (the app is being stopped)."""
+        self._stripe = stripe
+        self._directory = StripeDirectory(stripe.count) if directory is None else directory
         self._links: dict[int, Link] = {}
         self._dialing: set[int] = set()
         self._dead: set[int] = set()
@@ -232,7 +239,7 @@ class Coordination:
 
     async def _dial(self, host: HostRow) -> None:
         try:
-            await Link(self, host.address, self._access, role="coordinator").open()
+            await Link(self, host.address, self._access, role="coordinator", stripe=self._stripe.index).open()
         except (OSError, ValueError) as error:
             log.debug(
                 "no connection to host %d: %s", host.incarnation, error, extra=about(incarnation=host.incarnation)
@@ -243,6 +250,7 @@ class Coordination:
 
     def welcomed(self, link: Link, welcome: Welcome) -> None:
         self._links[welcome.incarnation] = link
+        self._directory.met(self._stripe.index, link)
         self._suspects.discard(welcome.incarnation)
         if not self._gathered:
             self.poke()  # it may be the one that was waited for
@@ -270,6 +278,7 @@ class Coordination:
         return [incarnation for incarnation, known in self._links.items() if known is link]
 
     def closed(self, link: Link, reason: str) -> None:
+        self._directory.lost(self._stripe.index, link)
         for incarnation in self._behind(link):
             del self._links[incarnation]
             self._suspect(incarnation)

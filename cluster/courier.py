@@ -19,6 +19,7 @@ from ..actors.calls import Status
 from ..actors.logs import about
 from ..actors.settings import Settings
 from ..actors.stored import StoredMessage
+from ..persistence.stripes import Stripe
 from ..sharding.hashing import shard_of
 from ..sharding.messages import Answer
 from .carrier import Carrier, log
@@ -34,9 +35,9 @@ _TAKEN_OVER = frozenset((Status.OK, Status.BELOW_FLOOR))
 class HostCourier(Carrier[Stream]):
     """Implements `Courier` (sharding/outbox.py). Connects when the first message comes."""
 
-    def __init__(self, access: Access, addresses: Sequence[str]) -> None:
-        """`addresses`: hosts to learn the others from, this one among them."""
-        super().__init__(access, addresses)
+    def __init__(self, access: Access, addresses: Sequence[str], stripe: Stripe | None = None) -> None:
+        """`addresses`: hosts to learn the others from. `stripe`: that of the receivers."""
+        super().__init__(access, addresses, stripe=stripe)
         self._shards = access.settings.shards  # a host knows it without being told by another one
         self._warned = float("-inf")
         self._refusals = 0

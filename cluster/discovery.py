@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from ..actors.errors import Unavailable
+from ..persistence.stripes import Stripe
 from . import ray_adapter
 from .ray_adapter import RayProblem
 
@@ -27,9 +28,10 @@ def host_prefix(app_name: str) -> str:
     return f"{app_name}/host/"
 
 
-def host_prefix_on(app_name: str, node: str, version: str) -> str:
-    """Those of one version on one node: one host, and whatever may be left of former ones."""
-    return f"{host_prefix(app_name)}{node[:12]}{version_part(version)}"
+def host_prefix_on(app_name: str, node: str, version: str, stripe: Stripe) -> str:
+    """Those of one version and stripe on one node: one host, and whatever may be left of former ones."""
+    own = "" if stripe.count == 1 else f"{stripe.index}-"
+    return f"{host_prefix(app_name)}{node[:12]}{version_part(version)}{own}"
 
 
 def version_part(version: str) -> str:

@@ -35,6 +35,7 @@ from typing import Any, ClassVar, NoReturn
 
 import msgspec
 
+from ..sharding.messages import STRIPES_MAX
 from .token import Token
 from .wire import (
     ANY_APP,
@@ -72,6 +73,8 @@ class Refusal(enum.IntEnum):
     """Not now: starting, full, or the store does not answer."""
     TIMEOUT = 7
     """The handshake took too long."""
+    STRIPE = 8
+    """A host of another of the app's databases lives at this address."""
 
     @property
     def temporary(self) -> bool:
@@ -118,6 +121,10 @@ class HostTerms(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int
     """0: listening already, but not yet registered; everybody is asked to come back."""
     shards: int
+    stripe: int = 0
+    """Which of the app's databases it works for,"""
+    stripes: int = 1
+    """and how many there are."""
     window_commands: int
     window_bytes: int
     shard_window: int
@@ -139,6 +146,8 @@ class ClientTerms(msgspec.Struct, frozen=True, kw_only=True):
     frame_bytes_max: int
     """The longest frame that the client reads."""
     software: str = ""
+    stripe: int | None = None
+    """The one whose hosts it looks for; None: any."""
 
 
 class _RefusedHere(Exception):
@@ -244,6 +253,12 @@ class HostHandshake:
             raise _RefusedHere(
                 Refusal.APP, f"app {hello.app!r} does not live here: check the address and the app's name"
             )
+        if hello.stripe not in (0, self._terms.stripe + 1):
+            raise _RefusedHere(
+                Refusal.STRIPE,
+                f"a host of database {self._terms.stripe + 1} of {self._terms.stripes} lives here, not of "
+                f"{hello.stripe}: it was looked for at an old address",
+            )
         if self._terms.incarnation == 0:
             raise _RefusedHere(Refusal.BUSY, "this host is starting: try again")
         self.hello = hello
@@ -277,6 +292,8 @@ class HostHandshake:
             frame_bytes_max=terms.frame_bytes_max,
             software=terms.software,
             app=terms.app,
+            stripe=terms.stripe,
+            stripes=terms.stripes,
         )
         return [Say(welcome), Open(welcome)]
 
@@ -315,6 +332,7 @@ class ClientHandshake:
             generation=terms.generation,
             frame_bytes_max=terms.frame_bytes_max,
             software=terms.software,
+            stripe=0 if terms.stripe is None else terms.stripe + 1,
         )
         self._token = token
         self._incarnation = 0
@@ -356,6 +374,10 @@ class ClientHandshake:
             raise _RefusedHere(Refusal.PROTOCOL, "Welcome for another client than the one that said Hello")
         if welcome.shards == 0:
             raise _RefusedHere(Refusal.PROTOCOL, "Welcome to a cluster without shards")
+        if not welcome.stripe < welcome.stripes <= min(welcome.shards, STRIPES_MAX):
+            raise _RefusedHere(Refusal.PROTOCOL, "Welcome to a database that cannot be")
+        if self.hello.stripe not in (0, welcome.stripe + 1):
+            raise _RefusedHere(Refusal.PROTOCOL, "Welcome by a host of another database than the one looked for")
         return [Open(welcome)]
 
     def _refused(self, refused: Refused) -> Effects:

@@ -29,6 +29,7 @@ from ..actors.logs import about
 from ..actors.settings import Settings
 from ..persistence.open import open_store
 from ..persistence.process import this_process
+from ..persistence.stripes import ONLY, Stripe
 from .api import software
 from .hosting import RunningHost, keep_lease_on_thread, start_host
 from .loading import load_app
@@ -52,6 +53,7 @@ class HostSpec(msgspec.Struct, frozen=True, kw_only=True):
     """`module:app`"""
     app_dir: str | None = None
     store: str
+    stripe: Stripe = ONLY
     settings: dict[str, Any] = {}
     """What `atoll start` resolved: every host of an app runs with the same settings."""
     token_file: str
@@ -106,13 +108,14 @@ async def run_host(spec: HostSpec, ready: Callable[[RunningHost], None]) -> NoRe
     settings = msgspec.convert(spec.settings, Settings)
     world = SystemWorld()
     store = open_store(spec.store)
-    await store.open(app.name, settings.shards)
+    await store.open(app.name, settings.shards, spec.stripe)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(store.close)
         resources = await stack.enter_async_context(app.resources()) if app.resources is not None else None
         running = await start_host(
             app,
             store=store,
+            stripe=spec.stripe,
             settings=settings,
             world=world,
             network=TcpNetwork(),
@@ -126,7 +129,8 @@ async def run_host(spec: HostSpec, ready: Callable[[RunningHost], None]) -> NoRe
             software=software(),
         )
         keep_lease_on_thread(running.host)
-        world.spawn(watch_memory(settings.memory_bytes_max, running.host.memory_seen), "atoll-memory")
+        watching = watch_memory(settings.memory_bytes_max, spec.stripe.count, running.host.memory_seen)
+        world.spawn(watching, "atoll-memory")
         of_this_host = about(incarnation=running.incarnation)
         log.info("host %d serves at %s", running.incarnation, running.address, extra=of_this_host)
         ready(running)

@@ -10,15 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from ..actors.app import App
-from ..actors.calls import Request
 from ..actors.errors import known_rejections
 from ..actors.logs import about
 from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.spi import ProcessIdentity, Store
+from ..persistence.stripes import ONLY, Stripe
 from ..sharding.host import Host
 from ..sharding.messages import Message, Peer
 from .client import Client
@@ -26,15 +27,14 @@ from .courier import HostCourier
 from .link import Access
 from .network import Network
 from .server import Server
+from .striped import StripedClient, StripedCourier
 from .token import Token
-
-CONNECT_TIMEOUT_S = 10.0
 
 log = logging.getLogger("atoll.host")
 
 
 class RunningHost:
-    def __init__(self, host: Host, server: Server, address: str, asker: HostAsker, courier: HostCourier) -> None:
+    def __init__(self, host: Host, server: Server, address: str, asker: _Asker, courier: _Courier) -> None:
         self.host = host
         self.server = server
         self.address = address
@@ -56,6 +56,7 @@ async def start_host(
     app: App,
     *,
     store: Store,
+    stripe: Stripe = ONLY,
     settings: Settings,
     world: World,
     network: Network,
@@ -68,8 +69,8 @@ async def start_host(
     resources: Any = None,
     software: str = "",
 ) -> RunningHost:
-    """Bring up one host over an opened store. The caller keeps its lease (`keep_lease_on_thread` or a task of
-    `host.keep_lease`) and ends the process when `host.ended` resolves.
+    """Bring up one host over an opened store, which is that stripe. The caller keeps its lease (`keep_lease_on_thread`
+    or a task of `host.keep_lease`) and ends the process when `host.ended` resolves.
 
     Raises `OSError` when the port is taken, `StoreError` when the store cannot register it; nothing is left behind.
     """
@@ -77,6 +78,7 @@ async def start_host(
         _Nobody(),
         app=app.name,
         shards=settings.shards,
+        stripe=stripe,
         token=token,
         settings=settings,
         network=network,
@@ -90,7 +92,13 @@ async def start_host(
         server.close("this host could not register")
         raise
     access = Access(app_name=app.name, token=token, settings=settings, world=world, network=network, software=software)
-    asker, courier = HostAsker(access, address), HostCourier(access, [address])
+    asker, courier = _asker(access, stripe, address), _courier(access, stripe, address)
+
+    def told_hosts(addresses: Sequence[Sequence[str]]) -> None:
+        for sender in (asker, courier):
+            if isinstance(sender, StripedClient | StripedCourier):
+                sender.tell(addresses)
+
     host = Host(
         incarnation=incarnation,
         address=address,
@@ -102,6 +110,8 @@ async def start_host(
         app_name=app.name,
         asker=asker,
         courier=courier,
+        stripe=stripe,
+        told_hosts=told_hosts,
     )
     server.receiver = host
     host.budget.hold_all = server.hold
@@ -134,28 +144,31 @@ def keep_lease_on_thread(host: Host) -> threading.Thread:
     return thread
 
 
-class HostAsker:
-    """The host as a client of its own cluster, for the asks of its handlers; connected when the first one comes."""
+_Asker = Client | StripedClient
+_Courier = HostCourier | StripedCourier
 
-    def __init__(self, access: Access, address: str) -> None:
-        self._opening = asyncio.Lock()
-        self._opened = False
-        self._client = Client(access, [address], rejections=known_rejections(), role="host")
 
-    @property
-    def app_name(self) -> str:
-        return self._client.app_name
+def _asker(access: Access, stripe: Stripe, address: str) -> _Asker:
+    """The host as a client of its own cluster, for the asks of its handlers. Connects when the first one comes."""
+    clients = [
+        Client(
+            access,
+            [address] if index == stripe.index else [],
+            rejections=known_rejections(),
+            role="host",
+            stripe=Stripe(index, stripe.count),
+        )
+        for index in range(stripe.count)
+    ]
+    return clients[0] if stripe.count == 1 else StripedClient(clients, access.settings.shards)
 
-    async def call(self, request: Request) -> bytes:
-        if not self._opened:
-            async with self._opening:
-                if not self._opened:
-                    await self._client.open(request.timeout_s or CONNECT_TIMEOUT_S)
-                    self._opened = True
-        return await self._client.call(request)
 
-    async def close(self) -> None:
-        await self._client.close()
+def _courier(access: Access, stripe: Stripe, address: str) -> _Courier:
+    couriers = [
+        HostCourier(access, [address] if index == stripe.index else [], Stripe(index, stripe.count))
+        for index in range(stripe.count)
+    ]
+    return couriers[0] if stripe.count == 1 else StripedCourier(couriers, stripe.index, access.settings.shards)
 
 
 class _Nobody:

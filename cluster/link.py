@@ -32,7 +32,7 @@ class LinkListener(Protocol):
         ...
 
     def received(self, link: Link, messages: list[Message]) -> None:
-        """Messages of one frame, in order: Answer, Moved, OutOfOrder, TableUpdate, Credit."""
+        """Messages of one frame, in order: Answer, Moved, OutOfOrder, TableUpdate, StripeHosts, Credit."""
         ...
 
     def closed(self, link: Link, reason: str) -> None:
@@ -63,8 +63,10 @@ class Link(Connection):
         role: Role = "client",
         client: int = 0,
         generation: int = 0,
+        stripe: int | None = None,
     ) -> None:
-        """`client` is the session to go on with (0: register me), `generation` grows with each connection of it."""
+        """`client` is the session to go on with (0: register me), `generation` grows with each connection of it.
+        `stripe`: the host must be one of that stripe."""
         super().__init__(access.settings, access.world)
         self.address = address
         self.refusal: Refusal | None = None
@@ -80,6 +82,7 @@ class Link(Connection):
             generation=generation,
             frame_bytes_max=access.settings.frame_bytes_max,
             software=access.software,
+            stripe=stripe,
         )
         self._client_handshake = ClientHandshake(terms, access.token, access.world.entropy(NONCE_BYTES))
 

@@ -19,8 +19,9 @@ _OWN_GROUPS = Path("/proc/self/cgroup")
 _GROUPS = Path("/sys/fs/cgroup")
 
 
-def memory_limit(asked: int) -> int:
-    """Bytes that this process may use: `asked`, or if that is 0 what its control groups or its machine have."""
+def memory_limit(asked: int, hosts: int = 1) -> int:
+    """Bytes that this process may use: `asked`, or if that is 0 its share of what its control groups or its machine
+    have, where so many `hosts` have to do with it."""
     if asked:
         return asked
     limit = psutil.virtual_memory().total
@@ -29,7 +30,7 @@ def memory_limit(asked: int) -> int:
             limit = min(limit, int(path.read_text()))
         except (OSError, ValueError):
             continue  # not there, or "max"
-    return limit
+    return limit // hosts
 
 
 def _limits_of_groups() -> Iterator[Path]:
@@ -49,9 +50,9 @@ def _limits_of_groups() -> Iterator[Path]:
             yield root / each.relative_to("/") / file
 
 
-async def watch_memory(asked: int, seen: Callable[[float], None]) -> None:
+async def watch_memory(asked: int, hosts: int, seen: Callable[[float], None]) -> None:
     """Tell `seen` several times a second which share of its memory this process takes."""
-    limit, process = memory_limit(asked), psutil.Process()
+    limit, process = memory_limit(asked, hosts), psutil.Process()
     while True:
         share = process.memory_info().rss / limit
         seen(share)

@@ -1,7 +1,8 @@
 """The Ray actors: a host per node, and the coordinator. Ray supervises their processes; everything that matters happens
 on a thread with a loop of its own, so that Ray's calls and the data plane do not get into each other's way.
 
-    CoordinatorActor   detached, on the head node, restarted by Ray for ever; makes, replaces, drains and ends hosts
+    CoordinatorActor   detached, on the head node, restarted by Ray for ever; a keeper of hosts (host_keeper.py) for
+                       each of the app's databases
     HostActor          detached, pinned to its node, never restarted: a new one is another incarnation
 
 Both run in the `runtime_env` of the `atoll start` that made the coordinator: where a folder was shipped, each version
@@ -12,81 +13,28 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import itertools
 import logging
+import operator
 import os
-import secrets
 import threading
-from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import ray
 
 from ..actors.errors import AtollError, StoreError
-from ..actors.outage import Outage
-from ..actors.requirements import unmet, weight_of
-from ..actors.settings import Settings
-from ..persistence.open import open_store
-from ..persistence.spi import HostRow, HostState, Store
-from ..sharding.pinning import named, pin_states, why_not
 from . import ray_adapter
-from .coordination import Coordination
-from .discovery import host_prefix, host_prefix_on, version_part
+from .cluster_spec import ClusterSpec, Launch
+from .discovery import host_prefix, version_part
+from .host_keeper import HOST_START_TIMEOUT_S, HostKeeper
 from .host_process import HostSpec, run_host, run_loop, undo_niceness
 from .hosting import RunningHost
 from .log_format import log_to_stderr
-from .network import TcpNetwork, split_address
-from .rollout import drained_nodes, next_steps
-from .system import SystemWorld
-from .token import read_token_file
+from .stripe_hosts import StripeDirectory
 
 log = logging.getLogger("atoll")
-
-NODES_LOOK_S = 0.25
-"""How often the coordinator asks Ray for nodes (0.5 ms a time; there is no public way to subscribe)."""
-RETRY_S = 1.0
-"""Between two tries to start what did not start."""
-HOST_START_TIMEOUT_S = 60.0
-PENDING_SHARDS = 16
-"""Read at a time when it is counted what is left: messages come with their contents."""
-
-
-class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """What `atoll start` decided, for the coordinator and, through it, every host."""
-
-    app: str
-    app_name: str
-    version: str = ""
-    app_dir: str
-    ship: bool
-    """The folder was uploaded: it is each worker's current one."""
-    store: str
-    settings: dict[str, Any]
-    token_file: str
-    port: int
-    """Of the first host; the others take the next ones. 0: any free ones."""
-    hosts_wanted: int
-    log_level: str
-    """Of the logger `atoll` in every process of the app."""
-    log_format: str
-    """Of all that these processes log."""
-    requires: dict[str, float | str] = {}
-    """What a node must have to get a host."""
-    drained: tuple[str, ...] = ()
-    """Nodes that had been drained by hand when this version was started."""
-
-
-class Launch(msgspec.Struct, frozen=True):
-    """What it takes to make a running coordinator again."""
-
-    spec: ClusterSpec
-    runtime_env: dict[str, Any]
-    stopping: bool = False
-    """It decides nothing any more: somebody was about to end it."""
 
 
 def _log_to_ray(spec: HostSpec | ClusterSpec) -> None:
@@ -161,6 +109,8 @@ class HostActor:
         """Where clients find it; once it serves."""
         running = self._running()
         return {
+            "stripe": self._spec.stripe.index,
+            "stripes": self._spec.stripe.count,
             "incarnation": running.incarnation,
             "address": running.address,
             "node": self._spec.node,
@@ -199,257 +149,118 @@ class HostActor:
 
 @ray.remote
 class CoordinatorActor:
-    """See the module. Everything it needs to go on after a restart is in the store."""
+    """See the module. Everything it needs to go on after a restart is in the stores."""
 
     def __init__(self, spec_json: bytes) -> None:
-        self._spec = msgspec.json.decode(spec_json, type=ClusterSpec)
-        _log_to_ray(self._spec)
-        self._restarted = ray_adapter.was_restarted()
+        spec = self._spec = msgspec.json.decode(spec_json, type=ClusterSpec)
+        _log_to_ray(spec)
+        directory = StripeDirectory(len(spec.stores))
+        restarted = ray_adapter.was_restarted()
+        self._keepers = [
+            HostKeeper(spec, stripe, directory, HostActor, self._sweep_actors, restarted=restarted)
+            for stripe in spec.stripes()
+        ]
         self._stopping = False
-        self._problems: dict[str, str] = {}
-        """Node -> why it has no host; under "" what is wrong with the coordinator itself."""
-        self._store: Store | None = None
-        self._coordination: Coordination | None = None
-        self._drained: set[str] = set(self._spec.drained)
-        """Nodes drained by hand. After a restart they are found in the rows of their hosts."""
-        self._starting: dict[str, asyncio.Task[None]] = {}
-        """Node -> the start of a host that is under way there."""
-        self._ports: dict[str, int] = {}
-        """Node -> the port given to the host that is being started there, when ports are asked for."""
         self._swept = False
         """Nothing is left of other versions."""
-        self._creating = asyncio.Lock()
-        self._pinning = asyncio.Lock()
-        """One at a time: whether there is room for another pin is read before it is written."""
         self._own = _OwnLoop("atoll-coordinator")
         self._own.run(self._main())
 
     async def _main(self) -> str:
         undo_niceness()
-        while True:
-            try:
-                store, coordination = await self._opened()
-                break
-            except (AtollError, OSError) as error:
-                self._problems[""] = f"the coordinator does not start: {error}"
-                log.warning("%s", self._problems[""])
-                await asyncio.sleep(RETRY_S)
-        self._problems.clear()
-        coordination.placing = not self._stopping
-        self._store, self._coordination = store, coordination
-        deciding = asyncio.create_task(coordination.run())
-        hosting = asyncio.create_task(self._keep_hosts(store, coordination))
-        await asyncio.wait([deciding, hosting], return_when=asyncio.FIRST_COMPLETED)
-        for task in (deciding, hosting):
-            if task.done():
-                task.result()
+        await asyncio.gather(*(keeper.run() for keeper in self._keepers))
         return "its work ended"
 
-    async def _opened(self) -> tuple[Store, Coordination]:
-        spec = self._spec
-        settings = msgspec.convert(spec.settings, Settings)
-        store = open_store(spec.store)
-        if self._restarted:
-            going = await ray_adapter.on_thread(ray_adapter.draining_nodes)
-        await store.open(spec.app_name, settings.shards)
-        if self._restarted:
-            told = frozenset(spec.drained)
-            self._drained = set(drained_nodes(spec.version, await store.hosts(), going=going, told=told))
-        coordination = Coordination(
-            spec.app_name,
-            store=store,
-            settings=settings,
-            world=SystemWorld(),
-            network=TcpNetwork(),
-            token=read_token_file(Path(spec.token_file)),
-            version=spec.version,
-            hosts_wanted=spec.hosts_wanted,
-        )
-        return store, coordination
-
-    # ---- hosts: one on every node that may have one, made anew when it is gone (rollout.py) -------------------------
-
-    async def _keep_hosts(self, store: Store, coordination: Coordination) -> None:
-        outage, now = Outage(log), SystemWorld().monotonic
-        while True:
-            try:
-                await self._look_at_nodes(store, coordination)
-            except AtollError as error:
-                outage.failed(now(), "hosts are looked after later: %s", error)
-            else:
-                outage.worked(now(), "hosts are looked after again, after %.1f s")
-            await asyncio.sleep(NODES_LOOK_S)
-
-    async def _look_at_nodes(self, store: Store, coordination: Coordination) -> None:
-        listed, going = await ray_adapter.on_thread(lambda: (ray_adapter.nodes(), ray_adapter.draining_nodes()))
-        nodes = {node.id: node for node in listed if not unmet(self._spec.requires, node.resources, node.labels)}
-        coordination.draining_nodes = going
-        coordination.hosts_wanted = min(self._spec.hosts_wanted, len(nodes.keys() - going - self._drained))
-        hosts = await store.hosts()
-        live = [host for host in hosts if host.state is HostState.LIVE]
-        steps = next_steps(
-            self._spec.version,
-            list(nodes),
-            going=going,
-            drained=frozenset(self._drained),
-            hosts=hosts,
-            shards=await store.shards() if any(host.draining for host in live) else [],
-        )
-        if self._stopping:
-            return
-        for solved in self._problems.keys() - set(steps.start) - self._starting.keys() - {""}:
-            del self._problems[solved]
-        for node_id in steps.start:
-            if node_id not in self._starting:
-                self._starting[node_id] = asyncio.create_task(self._start_host(nodes[node_id], store, coordination))
-        for incarnation in steps.drain:
-            await self._mark(incarnation, draining=True)
-        for incarnation in steps.undrain:
-            await self._mark(incarnation, draining=False)
-        for node_id, version in steps.end:
-            prefix = host_prefix_on(self._spec.app_name, node_id, version)
-            if await ray_adapter.on_thread(partial(ray_adapter.kill_all, prefix)):
-                log.info("the host of version %r on node %s was empty, and is ended", version, node_id[:12])
-        await self._sweep_actors(live)
-
-    async def _sweep_actors(self, live: Sequence[HostRow]) -> None:
+    async def _sweep_actors(self) -> None:
         """Once no live host is of another version, end what is left of such: hosts that did not start, stopped ones."""
-        if any(host.version != self._spec.version for host in live):
+        if not all(keeper.alone for keeper in self._keepers):
             self._swept = False
         elif not self._swept:
             prefix, ours = host_prefix(self._spec.app_name), version_part(self._spec.version)
             await ray_adapter.on_thread(partial(ray_adapter.kill_all, prefix, but=ours))
             self._swept = True
 
-    async def _mark(self, incarnation: int, *, draining: bool) -> None:
-        assert self._store is not None
-        assert self._coordination is not None
-        log.info("host %d %s", incarnation, "drains" if draining else "may have shards again")
-        await self._store.set_draining(incarnation, draining)
-        self._coordination.poke()
-
-    async def _start_host(self, node: ray_adapter.Node, store: Store, coordination: Coordination) -> None:
-        try:
-            handle = await self._create_host(node, store)
-            if handle is None:
-                return
-            await ray_adapter.on_thread(
-                lambda: ray_adapter.ask(handle, "info", timeout_s=HOST_START_TIMEOUT_S), HOST_START_TIMEOUT_S + 5
-            )
-            self._problems.pop(node.id, None)
-            coordination.poke()
-        except AtollError as error:
-            problem = f"the host on node {node.hostname} ({node.address}) does not start: {error}"
-            self._problems[node.id] = problem
-            log.warning("%s", problem)  # the next look ends what is left of it, and tries again
-            await asyncio.sleep(RETRY_S)
-        finally:
-            del self._starting[node.id]
-            self._ports.pop(node.id, None)
-
-    async def _create_host(self, node: ray_adapter.Node, store: Store) -> Any:
-        """The handle of a new host's Ray actor, None when the app is being stopped. Whatever Ray actor of ours and of
-        our version is left on that node is ended first: one that was condemned but was stopped, one that a dead
-        coordinator had begun."""
-        async with self._creating:  # so that `stop` can wait for what is under way
-            if self._stopping:
-                return None
-            prefix = host_prefix_on(self._spec.app_name, node.id, self._spec.version)
-            name = f"{prefix}{secrets.token_hex(4)}"
-            spec_json = msgspec.json.encode(self._host_spec(node, await store.hosts()))
-
-            def create() -> Any:
-                ray_adapter.kill_all(prefix)
-                return ray_adapter.create(HostActor, name, spec_json, node=node.id, restarts=0)
-
-            return await ray_adapter.on_thread(create)
-
-    def _host_spec(self, node: ray_adapter.Node, hosts: Sequence[HostRow]) -> HostSpec:
-        spec = self._spec
-        port = 0
-        if spec.port:
-            taken = {split_address(host.address)[1] for host in hosts if host.state is HostState.LIVE}
-            taken.update(self._ports.values())
-            port = self._ports[node.id] = next(port for port in itertools.count(spec.port) if port not in taken)
-        return HostSpec(
-            app=spec.app,
-            app_dir="." if spec.ship else spec.app_dir,
-            store=spec.store,
-            settings=spec.settings,
-            token_file=spec.token_file,
-            log_level=spec.log_level,
-            log_format=spec.log_format,
-            bind=node.address,
-            port=port,
-            node=node.id,
-            weight=weight_of(node.labels),
-            version=spec.version,
-        )
-
     # ---- asked through Ray -----------------------------------------------------------------------------------------
 
     def problem(self) -> str:
         """Why the app is not up, empty when nothing is known to be wrong."""
-        return next(iter(list(self._problems.values())), "")
+        return next((problem for keeper in self._keepers for problem in list(keeper.problems.values())), "")
 
     def launch(self) -> bytes:
         """A `Launch` as JSON: what this coordinator was made from, and the nodes that are drained now."""
-        spec = msgspec.structs.replace(self._spec, drained=tuple(sorted(self._drained)))
+        drained = {node for keeper in self._keepers for node in list(keeper.drained)}
+        spec = msgspec.structs.replace(self._spec, drained=tuple(sorted(drained)))
         return msgspec.json.encode(Launch(spec, ray_adapter.this_runtime_env(), self._stopping))
 
     def ownership(self) -> dict[str, Any] | None:
-        """Living hosts, shards, moves under way and pins as the store has them now; None while it is not opened yet."""
+        """Living hosts, shards, moves under way and pins as the stores have them now, and `silent`: the stripes whose
+        databases do not answer. None while none is opened yet."""
         found: dict[str, Any] | None = self._own.ask(self._ownership()).result()
         return found
 
     async def _ownership(self) -> dict[str, Any] | None:
-        if self._store is None or self._coordination is None:
+        if not any(keeper.opened for keeper in self._keepers):
             return None
-        hosts, shards = await self._store.hosts(), await self._store.shards()
+        found = await asyncio.gather(*(keeper.ownership() for keeper in self._keepers))
+        if all(part is None for part in found):
+            raise ray_adapter.RayProblem("no store answers")
+        several = list(enumerate(found))
         return {
             "version": self._spec.version,
-            "shards": len(shards),
+            "shards": self._spec.settings["shards"],
+            "stripes": len(found),
+            "silent": [stripe for stripe, part in several if part is None],
             "hosts": [
                 {
+                    "stripe": stripe,
                     "incarnation": host.incarnation,
                     "address": host.address,
                     "node": host.node,
                     "version": host.version,
                     "draining": host.draining,
                 }
-                for host in hosts
-                if host.state is HostState.LIVE
+                for stripe, part in several
+                for host in (part.hosts if part is not None else ())
             ],
-            "moves": self._coordination.moves(),
-            "pins": [{**msgspec.structs.asdict(pin), "alone": pin.is_alone} for pin in pin_states(hosts, shards)],
+            "moves": [
+                {"stripe": stripe, **move}
+                for stripe, part in several
+                for move in (part.moves if part is not None else ())
+            ],
+            "pins": [
+                {"stripe": stripe, **msgspec.structs.asdict(pin), "alone": pin.is_alone}
+                for stripe, part in several
+                for pin in (part.pins if part is not None else ())
+            ],
         }
 
     def shards(self) -> list[dict[str, Any]] | None:
-        """Every shard's row in the store: `shard`, `state`, `owner` and `address` (who has it, or is to claim it),
-        `epoch`, `target`, `position` and `pin`; None while the store is not opened yet."""
+        """Every shard's row in its store: `shard`, `stripe`, `state`, `owner` and `address` (who has it, or is to claim
+        it), `epoch`, `target`, `position` and `pin`. Those in a store that does not answer are left out; None when
+        none does."""
         found: list[dict[str, Any]] | None = self._own.ask(self._shards()).result()
         return found
 
     async def _shards(self) -> list[dict[str, Any]] | None:
-        if self._store is None:
+        found = await asyncio.gather(*(keeper.shards() for keeper in self._keepers))
+        if all(part is None for part in found):
             return None
-        addresses = {host.incarnation: host.address for host in await self._store.hosts()}
-        rows = []
-        for row in await self._store.shards():
-            owner = row.assigned if row.owner is None else row.owner
-            rows.append(
-                {
-                    "shard": row.shard,
-                    "state": row.state.value,
-                    "owner": owner,
-                    "address": None if owner is None else addresses.get(owner),
-                    "epoch": row.epoch,
-                    "target": row.target,
-                    "position": row.position,
-                    "pin": row.pin,
-                }
-            )
-        return rows
+        rows = [
+            {
+                "shard": row.shard,
+                "stripe": stripe,
+                "state": row.state.value,
+                "owner": row.assigned if row.owner is None else row.owner,
+                "address": address,
+                "epoch": row.epoch,
+                "target": row.target,
+                "position": row.position,
+                "pin": row.pin,
+            }
+            for stripe, part in enumerate(found)
+            for row, address in part or ()
+        ]
+        return sorted(rows, key=operator.itemgetter("shard"))
 
     def drain(self, node: str, draining: bool) -> dict[str, Any]:
         """Drain the hosts of a node, or undo that; it may be asked for again. Returns how many shards are left on the
@@ -458,28 +269,16 @@ class CoordinatorActor:
         return found
 
     async def _drain(self, node: str, *, draining: bool) -> dict[str, Any]:
-        if self._store is None or self._coordination is None:
-            raise ray_adapter.RayProblem("the coordinator is only starting: try again")
-        nothing = {"shards": 0, "starting": 0}
-        if not draining and node in self._coordination.draining_nodes:
-            return {**nothing, "refused": "Ray itself drains this node, and never takes that back"}
         try:
-            live = [host for host in await self._store.hosts() if host.state is HostState.LIVE]
-            ours = [host for host in live if host.node == node]
-            others = [host for host in live if host.node != node and not host.draining]
-            if draining and node not in self._drained and not others:
-                return {**nothing, "refused": "no other host could take its shards over, let a node join first"}
-            (self._drained.add if draining else self._drained.discard)(node)
-            for host in ours:
-                if host.draining != draining and (draining or host.version == self._spec.version):
-                    await self._mark(host.incarnation, draining=draining)
-            rows = await self._store.shards()
+            for keeper in self._keepers:
+                if refused := await keeper.may_drain(node, draining=draining):
+                    return {"shards": 0, "starting": 0, "refused": refused}
+            left = [await keeper.drain(node, draining=draining) for keeper in self._keepers]
         except StoreError as error:
             raise ray_adapter.RayProblem(f"the store does not answer: {error}") from None
-        incarnations = {host.incarnation for host in ours}
         return {
-            "shards": sum(bool({row.owner, row.assigned} & incarnations) for row in rows),
-            "starting": int(node in self._starting),
+            "shards": sum(shards for shards, _ in left),
+            "starting": sum(starting for _, starting in left),
             "refused": "",
         }
 
@@ -490,37 +289,27 @@ class CoordinatorActor:
         return found
 
     async def _pin(self, shard: int, node: str | None) -> dict[str, Any]:
-        if self._store is None or self._coordination is None:
-            raise ray_adapter.RayProblem("the coordinator is only starting: try again")
+        shards = self._spec.settings["shards"]
+        if not 0 <= shard < shards:
+            return {"refused": f"shard {shard} does not exist: there are shards 0 to {shards - 1}", "pin": None}
         try:
-            async with self._pinning:
-                rows = await self._store.shards()
-                refused = why_not(shard, node, await self._store.hosts(), rows)
-                if refused:
-                    return {"refused": refused, "pin": rows[shard].pin if shard < len(rows) else None}
-                await self._store.pin(shard, node)
+            refused, pin = await self._keepers[shard % len(self._keepers)].pin(shard, node)
         except StoreError as error:
             raise ray_adapter.RayProblem(f"the store does not answer: {error}") from None
-        log.info("shard %d %s", shard, "is unpinned" if node is None else f"is pinned to {named(node)}")
-        self._coordination.poke()
-        return {"refused": "", "pin": node}
+        return {"refused": refused, "pin": pin}
 
     def pending(self) -> dict[str, int] | None:
         """How much the tables hold that goes on with the next start: `commands`, `messages`, `dead_letters`. All there
-        is, once every shard was given back. None while the store is not opened yet."""
+        is, once every shard was given back. None while a store is not opened yet."""
         found: dict[str, int] | None = self._own.ask(self._pending()).result()
         return found
 
     async def _pending(self) -> dict[str, int] | None:
-        if self._store is None:
+        found = [await keeper.pending() for keeper in self._keepers]
+        known = [part for part in found if part is not None]
+        if len(known) < len(found):
             return None
-        numbers = [row.shard for row in await self._store.shards()]
-        commands = messages = letters = 0
-        for first in range(0, len(numbers), PENDING_SHARDS):
-            for work in await self._store.read_pending(numbers[first : first + PENDING_SHARDS]):
-                commands += sum(mailbox.entries for mailbox in work.mailboxes)
-                messages += len(work.outbox)
-                letters += work.dead_letters
+        commands, messages, letters = map(sum, zip(*known, strict=True))
         return {"commands": commands, "messages": messages, "dead_letters": letters}
 
     def stop(self) -> None:
@@ -529,7 +318,4 @@ class CoordinatorActor:
 
     async def _stop(self) -> None:
         self._stopping = True
-        if self._coordination is not None:
-            self._coordination.placing = False
-        async with self._creating:
-            pass  # a host that was being made when this was asked has its name by now, and can be ended
+        await asyncio.gather(*(keeper.stop() for keeper in self._keepers))

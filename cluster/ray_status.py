@@ -59,9 +59,11 @@ def status(app_name: str) -> dict[str, Any]:
     """Hosts and shards: from each host that answers, and from the store through the coordinator.
 
     Returns `app`, `version` (the one that is wanted; None when the coordinator does not answer), `shards` (in all),
-    `served`, `hosts` (each with `incarnation`, `address`, `node`, `version`, `state`, and if it answers `pid`, `kinds`,
+    `stripes` (how many databases), `silent` (which of them do not answer), `served`, `hosts` (each with `stripe`,
+    `incarnation`, `address`, `node`, `version`, `state`, and if it answers `pid`, `kinds`,
     `shards`, `entities`, `lease_valid`, `connections`, `log_row`, `checkpoints`,
-    `hot`: see `Host.hot`), `moves` (under way: `shard`, `from`, `to`, `why`, `since_s`), `pins` (each a `PinState`, and
+    `hot`: see `Host.hot`), `moves` (under way: `stripe`, `shard`, `from`, `to`, `why`,
+    `since_s`), `pins` (each a `PinState`, and
     whether the shard is `alone`), `url`, `token_file`, `coordinator` (it answers) and `problem` (what it knows to be
     wrong).
 
@@ -81,34 +83,42 @@ def status(app_name: str) -> dict[str, Any]:
         except RayProblem:
             handle = None
     answers = ray_adapter.ask_all(handles, "status", timeout_s=HOST_ANSWER_S)
-    answered = {host["incarnation"]: host for host in answers if not isinstance(host, RayProblem)}
-    rows = {host["incarnation"]: host for host in ownership["hosts"]} if ownership else None
+    answered = {_key(host): host for host in answers if not isinstance(host, RayProblem)}
+    rows = {_key(host): host for host in ownership["hosts"]} if ownership else {}
+    stripes = ownership["stripes"] if ownership else max((host["stripes"] for host in answered.values()), default=1)
+    silent = ownership["silent"] if ownership else list(range(stripes))
     hosts = [
-        _host(answered.get(incarnation), rows, incarnation) for incarnation in sorted(answered.keys() | (rows or {}))
+        _host(answered.get(key), rows.get(key), known=key[0] not in silent) for key in sorted(answered.keys() | rows)
     ]
     in_all = [host["shards_in_all"] for host in answered.values()]
     return {
         "app": app_name,
         "version": ownership["version"] if ownership else None,
         "shards": ownership["shards"] if ownership else max(in_all, default=0),
+        "stripes": stripes,
+        "silent": silent if ownership else [],
         "served": sum(host["shards"] for host in hosts),
         "hosts": hosts,
         "moves": ownership["moves"] if ownership else [],
         "pins": ownership["pins"] if ownership else [],
-        "url": "tcp://" + ",".join(host["address"] for host in hosts if host["incarnation"] in answered),
+        "url": "tcp://" + ",".join(host["address"] for host in hosts if _key(host) in answered),
         "token_file": next((host["token_file"] for host in answered.values()), ""),
         "coordinator": handle is not None,
         "problem": problem,
     }
 
 
-def _host(answer: dict[str, Any] | None, rows: dict[int, dict[str, Any]] | None, incarnation: int) -> dict[str, Any]:
-    """One host, as it answers (or not) and as its row says. `rows`: None when nobody could be asked."""
-    row = (rows or {}).get(incarnation)
+def _key(host: dict[str, Any]) -> tuple[int, int]:
+    """Each database counts incarnations of its own."""
+    return host["stripe"], host["incarnation"]
+
+
+def _host(answer: dict[str, Any] | None, row: dict[str, Any] | None, *, known: bool) -> dict[str, Any]:
+    """One host, as it answers (or not) and as its row says. Not `known`: nobody could be asked for its row."""
     if answer is None:
         silent = {"shards": 0, "entities": 0, "lease_valid": False, "connections": 0}
         return {**(row or {}), **silent, "state": "no answer"}
-    if rows is None:
+    if not known:
         return {**answer, "state": "unknown"}
     if row is None:
         return {**answer, "state": "condemned"}

@@ -22,6 +22,7 @@ from ..persistence.records import STREAMS, DeadLetterRow, Delivery, Record, deco
 from ..persistence.spi import Store
 from ..persistence.urls import shown
 from ..sharding.hashing import shard_of
+from .stores import open_all
 
 LETTERS_PAGE = 50
 """Dead letters that are read at a time: each may carry arguments of the largest size."""
@@ -32,27 +33,38 @@ class NothingToRead(AtollError):
 
 
 @asynccontextmanager
-async def reading(url: str, app: str, shards: int) -> AsyncIterator[StoreReader]:
-    """Open an existing store for reading. Raises `NothingToRead` when there is none, `IncompatibleStore` for another
-    app's."""
-    store = await existing_store(url)
-    await store.open(app, shards)
+async def reading(urls: Sequence[str], app: str, shards: int) -> AsyncIterator[list[StoreReader]]:
+    """Open an app's existing databases, named in their order, for reading; `reader_of` finds an entity's. Raises
+    `NothingToRead` when one is not there, `IncompatibleStore` for another app's."""
+    async with existing_stores(urls, app, shards) as stores:
+        yield [StoreReader(store, shards) for store in stores]
+
+
+def reader_of(readers: Sequence[StoreReader], id: str, shards: int) -> StoreReader:
+    """The one who reads the entities with that ID."""
+    return readers[shard_of(id, shards) % len(readers)]
+
+
+@asynccontextmanager
+async def existing_stores(urls: Sequence[str], app: str, shards: int) -> AsyncIterator[list[Store]]:
+    """An app's databases, open. Raises as `reading` does."""
+    stores = [open_store(url) for url in urls]
+    for url, store in zip(urls, stores, strict=True):
+        if not await store.exists():
+            raise NothingToRead(f"there is no store at {shown(url)}: name it with --store, or start the app first")
+    await open_all(stores, app, shards, create=False)
     try:
-        yield StoreReader(store, shards)
+        yield stores
     finally:
-        await store.close()
-
-
-async def existing_store(url: str) -> Store:
-    """The store at `url`, not opened. Raises `NothingToRead` when there is none."""
-    store = open_store(url)
-    if not await store.exists():
-        raise NothingToRead(f"there is no store at {shown(url)}: name it with --store, or start the app first")
-    return store
+        for store in stores:
+            await store.close()
 
 
 class StoreReader:
+    """Reads one database."""
+
     def __init__(self, store: Store, shards: int) -> None:
+        """`shards`: of the app."""
         self._store = store
         self._shards = shards
 
@@ -126,7 +138,7 @@ class StoreReader:
     async def dead_letters(self, kind: str | None = None, id: str | None = None) -> AsyncIterator[DeadLetterRow]:
         """The dead letters of every entity, of one kind, or of one entity (`kind` and `id`): shard by shard, in each in
         order of number."""
-        shards = range(self._shards) if id is None else [shard_of(id, self._shards)]
+        shards = self._store.stripe.shards(self._shards) if id is None else [shard_of(id, self._shards)]
         newest = await self._letters_in_logs(shards)
         for shard in shards:
             in_log, after, more = newest[shard], 0, True
@@ -181,7 +193,7 @@ class StoreReader:
     async def _tails(self, shards: Collection[int], wanted: Callable[[Record], bool]) -> dict[int, list[Record]]:
         """Per shard, in order, the wanted records above p. Shards that change hands meanwhile are read again."""
         tails: dict[int, list[Record]] = {}
-        before = await self._store.shards()
+        before = {row.shard: row for row in await self._store.shards()}
         while len(tails) < len(shards):
             found: dict[int, list[Record]] = {shard: [] for shard in shards if shard not in tails}
             for owner in sorted({owner for shard in found for owner in before[shard].owners}):
@@ -189,7 +201,7 @@ class StoreReader:
                     for record in decode_batch(row.content, owner, row.n):
                         if record.shard in found and wanted(record):
                             found[record.shard].append(record)
-            after = await self._store.shards()
+            after = {row.shard: row for row in await self._store.shards()}
             for shard, records in found.items():
                 if after[shard].owners == before[shard].owners:
                     above = [record for record in records if record.position > after[shard].position]

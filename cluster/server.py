@@ -23,6 +23,7 @@ from ..actors.errors import StoreError
 from ..actors.outage import Outage
 from ..actors.settings import Settings
 from ..actors.world import World
+from ..persistence.stripes import ONLY, Stripe
 from ..sharding.messages import Answer, Call, Credit, Message, Moved, OutOfOrder, Peer
 from .connection import UNSENT_BYTES, Connection
 from .credits import Grant
@@ -49,7 +50,7 @@ class Receiver(Protocol):
         ...
 
     def received(self, peer: Peer, calls: list[Message]) -> None:
-        """The messages of one frame, in order: Call from clients, Poke from coordinators. None after
+        """The messages of one frame, in order: Call from clients, Poke, StripeHosts from coordinators. None after
         `disconnected`."""
         ...
 
@@ -232,6 +233,7 @@ class Server:
         *,
         app: str,
         shards: int,
+        stripe: Stripe = ONLY,
         token: Token,
         settings: Settings,
         network: Network,
@@ -248,6 +250,8 @@ class Server:
             app=app,
             incarnation=0,
             shards=shards,
+            stripe=stripe.index,
+            stripes=stripe.count,
             window_commands=settings.window_commands,
             window_bytes=settings.window_bytes,
             shard_window=settings.shard_window,

@@ -27,9 +27,11 @@ from ..actors.settings import Settings
 from ..persistence.memory import MemoryStore
 from ..persistence.open import open_store
 from ..persistence.sqlite import SQLiteStore
+from .cluster_spec import ClusterSpec
 from .loading import load_app
 from .log_format import asked_format
 from .signals import end_on_sigterm, ignore_from_now_on, undisturbed
+from .stores import open_all, store_urls
 from .token import make_token_file, read_token_file, token_file
 
 if TYPE_CHECKING:
@@ -44,16 +46,11 @@ class StartRefused(AtollError):
     """The app was not started, and nothing was left running; the message says what to do."""
 
 
-def store_url(app: App, asked: str | None, environment: Mapping[str, str]) -> str:
-    """`--store` over `ATOLL_STORE` over `App(store=...)` over SQLite in ./atoll-data/<app>."""
-    return asked or environment.get("ATOLL_STORE") or app.store or f"sqlite:{Path('atoll-data', app.name).absolute()}"
-
-
 def start_app(
     app_path: str,
     *,
     app_dir: str,
-    store: str | None,
+    store: Sequence[str],
     address: str | None,
     port: int,
     ship: bool,
@@ -64,27 +61,22 @@ def start_app(
     """Start it, or replace the version of it that runs. Returns the app's status (see `ray_status.status`). `tell` is
     told what is still missing.
 
+    `store`: URLs of its databases, empty for those of the environment, the app or the default (stores.py).
+
     Raises `AppImportError`, `ValueError` for a store, setting or log level that cannot be, `StartRefused` or another
     `AtollError`, `OSError` when the store's folder cannot be used.
     """
     app = load_app(app_path, app_dir)
     settings, _ = Settings.load(app.settings_asked, environment)
     log_level, log_format = _log_level(environment), asked_format(environment)
-    url = store_url(app, store, environment)
-    opened = open_store(url)
-    if isinstance(opened, MemoryStore):
-        raise StartRefused(
-            f"the store {url} cannot be shared by several processes: use sqlite:PATH, or postgresql://USER@HOST/DATABASE"
-        )
+    urls = tuple(_shared(url) for url in store_urls(app, store, environment))
     folder = Path("atoll-data", app.name).absolute()
-    if isinstance(opened, SQLiteStore):
-        folder = opened.folder.absolute()
-        url = f"sqlite:{folder}"
-    asyncio.run(_try_store(url, app, settings, create=False))
+    folders = [opened.folder for url in urls if isinstance(opened := open_store(url), SQLiteStore)]
+    asyncio.run(_try_stores(urls, app, settings, create=False))
 
     from . import ray_adapter, ray_status, upgrading  # noqa: PLC0415 - Ray takes half a second to import: check first
     from .discovery import coordinator_name  # noqa: PLC0415
-    from .ray_actors import ClusterSpec, CoordinatorActor  # noqa: PLC0415
+    from .ray_actors import CoordinatorActor  # noqa: PLC0415
 
     ray_adapter.connect(address, app_dir if ship else None)
     end_on_sigterm()
@@ -93,19 +85,20 @@ def start_app(
         if before is not None and before.coordinator and before.version == app.version:
             raise StartRefused(_runs_already(app.name))
         nodes = [node for node in ray_adapter.nodes() if node.id not in ray_adapter.draining_nodes()]
-        if isinstance(opened, SQLiteStore):
+        if folders:
             refuse_several_machines(nodes)
         nodes = suitable(nodes, app.requires)
-        asyncio.run(_try_store(url, app, settings, create=True))
+        family = asyncio.run(_try_stores(urls, app, settings, create=True))
         spec = ClusterSpec(
             app=app_path,
             app_name=app.name,
             version=app.version,
             app_dir=str(Path(app_dir).resolve()),
             ship=ship,
-            store=url,
+            stores=urls,
+            family=family,
             settings=msgspec.to_builtins(settings),
-            token_file=str(_token_path(folder, environment)),
+            token_file=str(_token_path(folders[0] if folders else folder, environment)),
             port=port,
             hosts_wanted=len(nodes),
             log_level=log_level,
@@ -113,13 +106,13 @@ def start_app(
             requires=dict(app.requires),
         )
         if before is not None:
-            hosts = sum(node.id not in before.drained for node in nodes)
-            return upgrading.upgrade(before, spec, hosts, timeout_s, tell)
+            left = sum(node.id not in before.drained for node in nodes)
+            return upgrading.upgrade(before, spec, left, timeout_s, tell)
         try:
             ray_adapter.create(
                 CoordinatorActor, coordinator_name(app.name), msgspec.json.encode(spec), node=None, restarts=-1
             )
-            started = _until_served(app.name, len(nodes), timeout_s, tell)
+            started = _until_served(app.name, len(nodes), len(urls), timeout_s, tell)
             ignore_from_now_on()
         except ray_adapter.NameTaken:  # another start was faster: what runs is not ours to end
             raise StartRefused(_runs_already(app.name)) from None
@@ -163,12 +156,24 @@ def _log_level(environment: Mapping[str, str]) -> str:
     return level
 
 
-async def _try_store(url: str, app: App, settings: Settings, *, create: bool) -> None:
-    """Open it here first, so that a store of another app or shard count is refused before anything is started."""
-    store = open_store(url)
-    if create or await store.exists():
-        await store.open(app.name, settings.shards)
+def _shared(url: str) -> str:
+    """The URL as every process can use it."""
+    opened = open_store(url)
+    if isinstance(opened, MemoryStore):
+        raise StartRefused(
+            f"the store {url} cannot be shared by several processes: use sqlite:PATH, or postgresql://USER@HOST/DATABASE"
+        )
+    return f"sqlite:{opened.folder.absolute()}" if isinstance(opened, SQLiteStore) else url
+
+
+async def _try_stores(urls: Sequence[str], app: App, settings: Settings, *, create: bool) -> str:
+    """Open all of them here first, so that a store of another app, shard count or stripe is refused before anything is
+    started. Returns their family."""
+    stores = [open_store(url) for url in urls]
+    opened = await open_all(stores, app.name, settings.shards, create=create)
+    for store in stores:
         await store.close()
+    return opened[0].family
 
 
 def _token_path(folder: Path, environment: Mapping[str, str]) -> Path:
@@ -181,7 +186,9 @@ def _token_path(folder: Path, environment: Mapping[str, str]) -> Path:
     return path.absolute()
 
 
-def _until_served(app_name: str, hosts: int, timeout_s: float, tell: Callable[[str], None]) -> dict[str, Any]:
+def _until_served(
+    app_name: str, nodes: int, stripes: int, timeout_s: float, tell: Callable[[str], None]
+) -> dict[str, Any]:
     from . import ray_adapter, ray_status  # noqa: PLC0415 - as above
 
     def missing(found: dict[str, Any]) -> str:
@@ -189,7 +196,7 @@ def _until_served(app_name: str, hosts: int, timeout_s: float, tell: Callable[[s
             raise StartRefused(found["problem"])
         up = sum(host["state"] == "live" for host in found["hosts"])
         # a node may be lost meanwhile, and Ray may take 15 s to say so
-        if 0 < found["shards"] == found["served"] and up >= min(hosts, len(ray_adapter.nodes())):
+        if 0 < found["shards"] == found["served"] and up >= min(nodes, len(ray_adapter.nodes())) * stripes:
             return ""
         return f"{found['served']} of {found['shards']} shards are served by {up} hosts"
 

@@ -37,13 +37,13 @@ async def check_store(store: Store, settings: Settings, tell: Tell) -> list[str]
     with _heard(found):
         rows = await store.shards()
     tails = await _tails(store, rows, found)
-    for row in rows:
+    for done, row in enumerate(rows, 1):
         with _heard(found):
             damaged = await store.check(row.shard)
             found += damaged
             if not damaged:  # else the rest could only say it again
-                await _check_shard(store, row, tails[row.shard], len(rows), found)
-        tell(row.shard + 1, len(rows))
+                await _check_shard(store, row, tails[row.shard], settings.shards, found)
+        tell(done, len(rows))
     with _heard(found):
         if await store.shards() != rows:
             raise StoreInUse("an app was started on this store meanwhile: stop it, and check again")

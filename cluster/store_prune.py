@@ -86,11 +86,11 @@ async def prune(
     pruned = Pruned()
     async with _hands(store, settings, world, dry_run=dry_run) as charge:
         rows = await store.shards()
-        for row in rows:
+        for done, row in enumerate(rows, 1):
             await _command_ids(store, row.shard, pruning, charge, pruned)
             await _dead_letters(store, row.shard, pruning, charge, pruned)
             await _events(store, row.shard, pruning, charge, pruned)
-            tell(row.shard + 1, len(rows))
+            tell(done, len(rows))
         if charge is not None:
             await charge.check()
     await _log_rows(store, pruned, dry_run=dry_run)

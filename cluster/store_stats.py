@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
+from operator import add
 from typing import Any
 
 import msgspec
+from msgspec.structs import astuple
 
 from ..persistence.records import Commit, DeadLetterRow, EntityRow, MailboxRow, NamedReply, OutboxRow, TimerRow
 from ..persistence.spi import Store
@@ -51,7 +54,7 @@ async def figures(store: Store, app: str, tell: Tell) -> Figures:
     kinds: defaultdict[str, KindFigures] = defaultdict(KindFigures)
     rows = await store.shards()
     clients = client_bytes = 0
-    for row in rows:
+    for done, row in enumerate(rows, 1):
         for table in Table:
             async for page in pages(store, table, row.shard):
                 if table is Table.CLIENTS:
@@ -60,7 +63,7 @@ async def figures(store: Store, app: str, tell: Tell) -> Figures:
                 else:
                     for item in page:
                         _count(kinds[_kind(item)], item)
-        tell(row.shard + 1, len(rows))
+        tell(done, len(rows))
     log_rows = log_bytes = 0
     hosts = await store.hosts()
     for host in hosts:
@@ -79,6 +82,18 @@ async def figures(store: Store, app: str, tell: Tell) -> Figures:
         logs=len(hosts),
         uncheckpointed_shards=sum(bool(row.owners) for row in rows),
     )
+
+
+def in_all(parts: Sequence[Figures]) -> Figures:
+    """Of an app whose shards lie in several databases."""
+    kinds: dict[str, KindFigures] = {}
+    for part in parts:
+        for kind, counted in part.kinds.items():
+            before = kinds.get(kind, KindFigures())
+            kinds[kind] = KindFigures(*map(add, astuple(before), astuple(counted)))
+    sums = {name: sum(getattr(part, name) for part in parts) for name in Figures.__struct_fields__[3:]}
+    shards = sum(part.shards for part in parts)
+    return Figures(parts[0].app, shards, dict(sorted(kinds.items())), **sums)
 
 
 def _kind(item: TableRow) -> str:

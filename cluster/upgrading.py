@@ -21,9 +21,10 @@ import msgspec
 from ..actors.errors import AtollError
 from ..persistence.urls import shown
 from . import ray_adapter, ray_status
+from .cluster_spec import ClusterSpec, Launch
 from .discovery import HOST_ANSWER_S, coordinator_name
 from .host_process import HostSpec
-from .ray_actors import ClusterSpec, CoordinatorActor, Launch
+from .ray_actors import CoordinatorActor
 from .ray_adapter import RayProblem
 from .signals import ignore_from_now_on, undisturbed
 
@@ -40,7 +41,8 @@ class Running(msgspec.Struct, frozen=True):
     """What of an app runs already."""
 
     version: str
-    store: str
+    stores: tuple[str, ...]
+    """In order of stripe; empty ones are not known."""
     settings: dict[str, Any]
     token_file: str
     drained: tuple[str, ...] = ()
@@ -62,15 +64,17 @@ def running(app_name: str) -> Running:
         launch = msgspec.json.decode(answer, type=Launch)
         spec = launch.spec
         again = None if launch.stopping else launch
-        return Running(spec.version, spec.store, spec.settings, spec.token_file, spec.drained, again)
-    for answer in ray_adapter.ask_all(ray_status.host_actors(app_name), "spec", timeout_s=HOST_ANSWER_S):
-        if isinstance(answer, bytes):
-            host = msgspec.json.decode(answer, type=HostSpec)
-            return Running(host.version or "", host.store, host.settings, host.token_file)
+        return Running(spec.version, spec.stores, spec.settings, spec.token_file, spec.drained, again)
+    answers = ray_adapter.ask_all(ray_status.host_actors(app_name), "spec", timeout_s=HOST_ANSWER_S)
+    hosts = [msgspec.json.decode(answer, type=HostSpec) for answer in answers if isinstance(answer, bytes)]
+    for host in hosts:
+        known = {other.stripe.index: other.store for other in hosts}
+        stores = tuple(known.get(index, "") for index in range(host.stripe.count))
+        return Running(host.version or "", stores, host.settings, host.token_file)
     raise UpgradeFailed(f"{app_name!r} runs already, and nothing of it answers: end it with `atoll stop {app_name}`")
 
 
-def upgrade(before: Running, spec: ClusterSpec, hosts: int, timeout_s: float, tell: Tell) -> dict[str, Any]:
+def upgrade(before: Running, spec: ClusterSpec, nodes: int, timeout_s: float, tell: Tell) -> dict[str, Any]:
     """Replace what runs by what `spec` says, on so many nodes. Returns the status when every shard is served by that
     version and nothing else is left. `tell` is told what is missing.
 
@@ -80,7 +84,7 @@ def upgrade(before: Running, spec: ClusterSpec, hosts: int, timeout_s: float, te
     deadline = time.monotonic() + timeout_s
     try:
         _replace_coordinator(spec)
-        ray_status.until(spec.app_name, lambda found: _not_started(found, spec.version, hosts), deadline, tell)
+        ray_status.until(spec.app_name, lambda found: _not_started(found, spec.version, nodes), deadline, tell)
     except ray_adapter.NameTaken:
         raise UpgradeFailed(f"somebody else starts {spec.app_name!r} at this moment: look again") from None
     except BaseException as error:
@@ -107,10 +111,11 @@ def upgrade(before: Running, spec: ClusterSpec, hosts: int, timeout_s: float, te
 def _compatible(before: Running, spec: ClusterSpec) -> ClusterSpec:
     """The new spec with what both versions must share. Raises `UpgradeFailed` where they cannot."""
     name = spec.app_name
-    if before.store != spec.store:
-        raise UpgradeFailed(
-            f"{name!r} runs on {shown(before.store)}, not on {shown(spec.store)}: name its store with --store"
-        )
+    if len(before.stores) != len(spec.stores) or any(
+        was not in {"", asked} for was, asked in zip(before.stores, spec.stores, strict=True)
+    ):
+        runs, named = (", ".join(map(shown, filter(None, stores))) for stores in (before.stores, spec.stores))
+        raise UpgradeFailed(f"{name!r} runs on {runs}, not on {named}: name its store with --store")
     for setting in ("lease_s", "shards"):
         was, asked = before.settings.get(setting), spec.settings.get(setting)
         if was != asked:
@@ -133,13 +138,13 @@ def _replace_coordinator(spec: ClusterSpec, runtime_env: dict[str, Any] | None =
     )
 
 
-def _not_started(found: dict[str, Any], version: str, hosts: int) -> str:
-    """What is missing until every node has a host of this version. Raises what keeps one from starting."""
+def _not_started(found: dict[str, Any], version: str, nodes: int) -> str:
+    """What is missing until every node has its hosts of this version. Raises what keeps one from starting."""
     if found["problem"]:
         raise UpgradeFailed(found["problem"])
     up = sum(host["version"] == version and host["state"] in ("live", "draining") for host in found["hosts"])
     # a node may be lost meanwhile, and Ray may take 15 s to say so
-    wanted = min(hosts, len(ray_adapter.nodes()))
+    wanted = min(nodes, len(ray_adapter.nodes())) * found["stripes"]
     return "" if up >= wanted else f"{up} of {wanted} hosts of {_name(version)} are up"
 
 

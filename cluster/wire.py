@@ -40,6 +40,7 @@ from ..sharding.messages import (
     Ping,
     Poke,
     Pong,
+    StripeHosts,
     TableUpdate,
 )
 
@@ -92,6 +93,8 @@ class Hello(msgspec.Struct, array_like=True, tag=16, frozen=True, gc=False):
     """The longest frame that the client reads."""
     software: Annotated[str, msgspec.Meta(max_length=128)] = ""
     """The peer's version of Atoll, for logs."""
+    stripe: Natural = 0
+    """1 + the stripe whose hosts it looks for; 0: any."""
 
 
 class Challenge(msgspec.Struct, array_like=True, tag=17, frozen=True, gc=False):
@@ -127,6 +130,10 @@ class Welcome(msgspec.Struct, array_like=True, tag=19, frozen=True, gc=False):
     software: str = ""
     app: str = ""
     """The host's app, for a client that asked for any."""
+    stripe: Natural = 0
+    """Which of the app's databases the host works for,"""
+    stripes: Natural = 1
+    """and how many there are."""
 
 
 class Refused(msgspec.Struct, array_like=True, tag=20, frozen=True, gc=False):
@@ -144,9 +151,9 @@ Decoder = msgspec.msgpack.Decoder[Any]
 
 HANDSHAKE: Decoder = msgspec.msgpack.Decoder(list[HandshakeMessage])
 FROM_CLIENT: Decoder = msgspec.msgpack.Decoder(list[Call | Confirm | Poke | Ping | Pong | Goodbye])
-FROM_COORDINATOR: Decoder = msgspec.msgpack.Decoder(list[Poke | Ping | Pong | Goodbye])
+FROM_COORDINATOR: Decoder = msgspec.msgpack.Decoder(list[Poke | StripeHosts | Ping | Pong | Goodbye])
 FROM_HOST: Decoder = msgspec.msgpack.Decoder(
-    list[Answer | Moved | OutOfOrder | TableUpdate | Credit | Poke | Load | Ping | Pong | Goodbye]
+    list[Answer | Moved | OutOfOrder | TableUpdate | StripeHosts | Credit | Poke | Load | Ping | Pong | Goodbye]
 )
 
 _encoder = msgspec.msgpack.Encoder()

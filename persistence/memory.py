@@ -42,6 +42,7 @@ from .spi import (
     TableWrite,
     check_loading,
 )
+from .stripes import ONLY, Stripe, check_stripe
 from .tables import Key, Table, TableRow, key_of, position_after
 
 Row = TypeVar("Row")
@@ -80,22 +81,30 @@ class MemoryStore:
         self._hosts: dict[int, HostRow] = {}
         self._last_incarnation = 0
         self._logs: dict[int, _Log] = {}
-        self._shards: list[ShardRow] = []
-        self._tables: list[_Tables] = []
+        self._shards_of_app = 0
+        self._stripe = ONLY
+        self._shards: dict[int, ShardRow] = {}
+        self._tables: dict[int, _Tables] = {}
         self._sessions: dict[int, int] = {}
         self._last_session = 0
 
     # ---- life ------------------------------------------------------------------------------------------------
-    async def open(self, app: str, shards: int) -> None:
+    @property
+    def stripe(self) -> Stripe:
+        return self._stripe
+
+    async def open(self, app: str, shards: int, stripe: Stripe = ONLY) -> None:
         if self._app is None:
-            self._app = app
-            self._shards = [ownership.unowned(shard) for shard in range(shards)]
-            self._tables = [_Tables() for _ in range(shards)]
-        elif (self._app, len(self._shards)) != (app, shards):
+            self._shards = {shard: ownership.unowned(shard) for shard in stripe.shards(shards)}
+            self._tables = {shard: _Tables() for shard in self._shards}
+            self._app, self._shards_of_app, self._stripe = app, shards, stripe
+        elif (self._app, self._shards_of_app) != (app, shards):
             raise IncompatibleStore(
-                f"this memory store holds app {self._app!r} with {len(self._shards)} shards, "
+                f"this memory store holds app {self._app!r} with {self._shards_of_app} shards, "
                 f"not {app!r} with {shards}: use another store, or open it as what it is"
             )
+        else:
+            check_stripe(self._stripe, stripe, "this memory store")
 
     async def exists(self) -> bool:
         return self._app is not None
@@ -123,11 +132,11 @@ class MemoryStore:
         return True
 
     async def hosts(self) -> list[HostRow]:
-        named = {owner for row in self._shards for owner in row.owners}
+        named = {owner for row in self._shards.values() for owner in row.owners}
         return [row for row in self._hosts.values() if row.state is not HostState.SEALED or row.incarnation in named]
 
     async def finished_logs(self) -> list[int]:
-        named = {owner for row in self._shards for owner in row.owners}
+        named = {owner for row in self._shards.values() for owner in row.owners}
         return [i for i, row in self._hosts.items() if row.state is not HostState.LIVE and i not in named]
 
     async def condemn(self, incarnation: int, renewals: int) -> bool:
@@ -152,7 +161,7 @@ class MemoryStore:
 
     # ---- ownership -------------------------------------------------------------------------------------------
     async def shards(self) -> list[ShardRow]:
-        return list(self._shards)
+        return list(self._shards.values())
 
     async def assign(self, assignments: Sequence[Assignment]) -> frozenset[int]:
         return self._decide(ownership.assigned, assignments)
@@ -184,7 +193,7 @@ class MemoryStore:
         return taken
 
     def _row(self, shard: int) -> ShardRow:
-        return self._shards[ownership.checked_shard(shard, len(self._shards))]
+        return self._shards[ownership.checked_shard(shard, self._shards_of_app, self._stripe)]
 
     # ---- the log ---------------------------------------------------------------------------------------------
     async def append(self, incarnation: int, n: int, content: bytes) -> None:
@@ -264,7 +273,7 @@ class MemoryStore:
             tables.history_by_entity.setdefault((commit.kind, commit.id), []).append(commit)
 
     def _tables_of(self, shard: int) -> _Tables:
-        return self._tables[ownership.checked_shard(shard, len(self._tables))]
+        return self._tables[ownership.checked_shard(shard, self._shards_of_app, self._stripe)]
 
     async def read_entity(self, shard: int, kind: str, id: str) -> EntityRow | None:
         return self._tables_of(shard).entities.get((kind, id))

@@ -19,15 +19,19 @@ from msgspec.structs import replace
 
 from .records import Commit
 from .spi import Assignment, CheckpointEnd, HostRow, HostState, ShardRow, ShardState
+from .stripes import Stripe
 
 Step = Callable[[ShardRow, Assignment], ShardRow | None]
 """`assigned` or `moved`: the row after a decision, None when that changes nothing."""
 
 
-def checked_shard(shard: int, shards: int) -> int:
-    """Return `shard` if the store has it, else raise `ValueError`: the caller hashed by another shard count."""
+def checked_shard(shard: int, shards: int, stripe: Stripe) -> int:
+    """Return `shard` if it is one of the app's `shards` and lies in this stripe, else raise `ValueError`: the caller
+    hashed by another shard count, or asks the wrong database."""
     if not 0 <= shard < shards:
         raise ValueError(f"shard {shard} does not exist: this store has shards 0 to {shards - 1}")
+    if shard not in stripe:
+        raise ValueError(f"shard {shard} does not exist here: {stripe.named} holds every {stripe.count}th shard")
     return shard
 
 

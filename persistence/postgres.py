@@ -50,6 +50,7 @@ from .spi import (
     Store,
     TableWrite,
 )
+from .stripes import ONLY, Stripe
 from .tables import Key, Table, TableRow
 from .urls import split_pooler
 
@@ -65,6 +66,7 @@ class PostgresStore:
         self.url = url
         self._app = ""
         self._shards = 0
+        self._stripe = ONLY
         self._link: Link | Still | None = None
         self._life: Life | None = None
         self._synchronous = False
@@ -75,7 +77,11 @@ class PostgresStore:
         """Incarnation -> the newest n of its log that is durable, of logs that this process writes."""
 
     # ---- life ------------------------------------------------------------------------------------------------
-    async def open(self, app: str, shards: int) -> None:
+    @property
+    def stripe(self) -> Stripe:
+        return self._stripe
+
+    async def open(self, app: str, shards: int, stripe: Stripe = ONLY) -> None:
         if self._link is not None:
             raise RuntimeError("this store is open already: close it first, or make another one")
         link = Link(self.url, self._met)
@@ -83,7 +89,7 @@ class PostgresStore:
             async with link.transaction(Lane.WRITE) as connection:
                 await check_durable(connection, link.place)
                 life = await life_of(connection)
-                meta = await open_meta(connection, link.place, app, shards, life)
+                meta = await open_meta(connection, link.place, app, shards, stripe, life)
                 lacking = await unlimited(connection)
         except BaseException:
             await link.close()
@@ -95,7 +101,7 @@ class PostgresStore:
                 link.place,
                 ", ".join(lacking),
             )
-        self._app, self._shards, self._synchronous = app, shards, meta.synchronous
+        self._app, self._shards, self._stripe, self._synchronous = app, shards, meta.stripe, meta.synchronous
         self._life, self._link = life, link
 
     async def exists(self) -> bool:
@@ -198,7 +204,7 @@ class PostgresStore:
 
     def _check_shards(self, shards: Iterable[int]) -> None:
         for shard in shards:
-            ownership.checked_shard(shard, self._shards)
+            ownership.checked_shard(shard, self._shards, self._stripe)
 
     # ---- the log ---------------------------------------------------------------------------------------------
     async def append(self, incarnation: int, n: int, content: bytes) -> None:
@@ -344,7 +350,7 @@ class PostgresStore:
         assert isinstance(link, Link), "a snapshot of a snapshot"
         async with link.still() as still:
             shown = PostgresStore(self.url)
-            shown._app, shown._shards, shown._link = self._app, self._shards, still
+            shown._app, shown._shards, shown._stripe, shown._link = self._app, self._shards, self._stripe, still
             yield shown
 
     async def scan(self, table: Table, shard: int, after: Key | None, limit: int) -> list[TableRow]:

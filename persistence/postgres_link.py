@@ -285,7 +285,7 @@ _UNKNOWN_OUTCOME = (
     asyncpg.PostgresSystemError,  # an I/O error: what was to be written may well be durable
     asyncpg.InternalServerError,
     asyncpg.TransactionRollbackError,  # deadlock, serialization: it was rolled back
-    asyncpg.LockNotAvailableError,
+    asyncpg.ObjectNotInPrerequisiteStateError,  # a lock that is not to be had, a database that lets nobody in
     asyncpg.ReadOnlySQLTransactionError,  # the server became a standby
     asyncpg.InvalidTransactionStateError,  # idle in a transaction for too long: its session was ended
     asyncpg.InvalidAuthorizationSpecificationError,

@@ -1,4 +1,4 @@
-"""What a PostgreSQL store says of itself: schema version, app, shard count, and the life of the server it lives in.
+"""What a PostgreSQL store says of itself: schema version, app, shard count, stripe, and the life of its server.
 
 A standby that is promoted may lack the last commits of the server that it follows. Positions, seals and incarnations
 would go back, and be given out a second time: the one thing that nothing above could repair. PostgreSQL begins a new
@@ -18,6 +18,7 @@ from .postgres_link import Life
 from .postgres_schema import check_version
 from .postgres_tables import create_shards
 from .spi import check_loading
+from .stripes import Stripe, check_stripe
 
 if TYPE_CHECKING:
     import asyncpg
@@ -34,6 +35,7 @@ _TO_BE_SEEN = ("statement_timeout", "lock_timeout", "idle_in_transaction_session
 class Meta(Struct, frozen=True):
     app: str
     shards: int
+    stripe: Stripe
     life: Life
     synchronous: bool
     """Promotions lose nothing: its owner said so."""
@@ -47,19 +49,24 @@ async def version_of(connection: Connection | asyncpg.Connection[asyncpg.Record]
     return version
 
 
-async def open_meta(connection: Connection, place: str, app: str, shards: int, life: Life) -> Meta:
-    """Inside a transaction: create the content of the store if nobody has. Raises `IncompatibleStore` unless it is the
-    store of `app` with that many shards, at this version."""
+async def open_meta(connection: Connection, place: str, app: str, shards: int, stripe: Stripe, life: Life) -> Meta:
+    """Inside a transaction: create the content of the store if nobody has. Raises `IncompatibleStore` unless it is that
+    stripe of the store of `app` with that many shards, at this version."""
     check_version(await version_of(connection), place)
+    numbers = stripe.shards(shards)
     created = await connection.execute(
-        "INSERT INTO meta (app, shards, system_identifier, timeline) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
+        "INSERT INTO meta (app, shards, stripe, stripes, family, system_identifier, timeline) "
+        "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING",
         app.encode(),
         shards,
+        stripe.index,
+        stripe.count,
+        stripe.family,
         life.system_identifier,
         life.timeline,
     )
     if created == "INSERT 0 1":  # whoever comes second waits here until this transaction ends
-        await create_shards(connection, shards)
+        await create_shards(connection, numbers)
     meta = await read_meta(connection)
     assert meta is not None
     if meta.app != app:
@@ -69,6 +76,7 @@ async def open_meta(connection: Connection, place: str, app: str, shards: int, l
             f"{place} was made with {meta.shards} shards, not {shards}, and the count is fixed at creation: "
             f"set shards to {meta.shards}, or start {app!r} on another database"
         )
+    check_stripe(meta.stripe, stripe, place)
     if meta.life != life:
         check_promotion(meta.life, life, place, synchronous=meta.synchronous)
         await connection.execute("UPDATE meta SET timeline = $1", life.timeline)
@@ -76,8 +84,12 @@ async def open_meta(connection: Connection, place: str, app: str, shards: int, l
 
 
 async def read_meta(connection: Connection | asyncpg.Connection[asyncpg.Record]) -> Meta | None:
-    row = await connection.fetchrow("SELECT app, shards, system_identifier, timeline, synchronous FROM meta")
-    return None if row is None else Meta(row[0].decode(), row[1], Life(row[2], row[3]), row[4])
+    row = await connection.fetchrow(
+        "SELECT app, shards, stripe, stripes, family, system_identifier, timeline, synchronous FROM meta"
+    )
+    if row is None:
+        return None
+    return Meta(row[0].decode(), row[1], Stripe(row[2], row[3], row[4]), Life(row[5], row[6]), row[7])
 
 
 async def loads(connection: Connection, app: str | None = None) -> bool:

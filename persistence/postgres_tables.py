@@ -66,11 +66,11 @@ FROM unnest($1::integer[], $2::bytea[], $3::bytea[]) AS k (shard, kind, id) JOIN
 """
 
 
-async def create_shards(connection: Connection, shards: int) -> None:
+async def create_shards(connection: Connection, shards: Iterable[int]) -> None:
     """Inside the transaction that creates the store."""
     await connection.executemany(
         "INSERT INTO shards (shard, row) VALUES ($1, $2)",
-        [(shard, shard_blob(ownership.unowned(shard))) for shard in range(shards)],
+        [(shard, shard_blob(ownership.unowned(shard))) for shard in shards],
     )
 
 

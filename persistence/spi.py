@@ -2,9 +2,9 @@
 
 A store holds six things:
 
-    meta       app, shard count, schema version                      fixed at creation
+    meta       app, shard count, stripe, schema version              fixed at creation
     hosts      one row per incarnation, for ever                     leases: a renewal counter and a state
-    shards     one row per shard                                     ownership: who, at which epoch, after whom
+    shards     one row per shard of this stripe                      ownership: who, at which epoch, after whom
     logs       one append-only log per incarnation                   the commits, before they reach the tables
     tables     entities, clients, named replies, history,            derived, brought up to date by checkpoints
                mailbox, outbox, timers, dead letters
@@ -45,6 +45,7 @@ from .records import (
     OutboxRow,
     TimerRow,
 )
+from .stripes import ONLY, Stripe
 from .tables import Key, Table, TableRow
 
 
@@ -211,9 +212,15 @@ class Store(Protocol):
     """One async SPI, held to one contract test (tests/contract)."""
 
     # ---- life ------------------------------------------------------------------------------------------------
-    async def open(self, app: str, shards: int) -> None:
-        """Create the store for (app, shards), or open it. An existing one of another app, shard count, schema
-        version or machine raises `IncompatibleStore` saying what to do, and is not touched."""
+    @property
+    def stripe(self) -> Stripe:
+        """The stripe as which it was made; known once it is open."""
+        ...
+
+    async def open(self, app: str, shards: int, stripe: Stripe = ONLY) -> None:
+        """Create the store for (app, shards, stripe), or open it. `shards` are those of the app; the store has the rows
+        of those that lie in the stripe. An existing one of another app, shard count, stripe, schema version or machine
+        raises `IncompatibleStore` saying what to do, and is not touched. A stripe without a family opens one of any."""
         ...
 
     async def exists(self) -> bool:

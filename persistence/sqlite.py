@@ -46,7 +46,7 @@ from .spi import (
 )
 from .sqlite_backup import Backup
 from .sqlite_file import Database, check_file
-from .sqlite_folder import open_folder
+from .sqlite_folder import is_made, open_folder
 from .sqlite_history import read_commits, read_history
 from .sqlite_leases import Leases
 from .sqlite_log import OtherLogs, OwnLogs
@@ -62,6 +62,7 @@ from .sqlite_tables import (
     tables_path,
 )
 from .sqlite_worker import Worker
+from .stripes import ONLY, Stripe
 from .tables import Key, Table, TableRow
 
 _WALL_CLOCK_S = 1e9
@@ -71,9 +72,9 @@ _WALL_CLOCK_S = 1e9
 class _Threads:
     """The five threads of an open store."""
 
-    def __init__(self, folder: Path, app: str, shards: int) -> None:
+    def __init__(self, folder: Path, app: str, shards: int, stripe: Stripe) -> None:
         def open_writer() -> TablesWriter:
-            open_folder(folder, app, shards)
+            open_folder(folder, app, shards, stripe)
             return TablesWriter(folder)
 
         self.writer = Worker("atoll-writer", open_writer)
@@ -93,26 +94,31 @@ class SQLiteStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).absolute()
         self._shards = 0
+        self._stripe = ONLY
         self._open: _Threads | None = None
         self._registered: set[int] = set()
         """Incarnations that are known to have a row and a log; both stay for ever."""
 
     # ---- life ------------------------------------------------------------------------------------------------
-    async def open(self, app: str, shards: int) -> None:
+    @property
+    def stripe(self) -> Stripe:
+        return self._stripe
+
+    async def open(self, app: str, shards: int, stripe: Stripe = ONLY) -> None:
         if self._open is not None:
             raise RuntimeError("this store is open already: close it first, or make another one")
-        threads = _Threads(self.folder, app, shards)
+        threads = _Threads(self.folder, app, shards, stripe)
         try:
-            await threads.writer.run(TablesWriter.ping)
+            found = await threads.writer.run(TablesWriter.stripe)
             await threads.reader.run(read_shards)
             await threads.leases.run(Leases.hosts_not_sealed)
         except BaseException:
             await threads.close()
             raise
-        self._shards, self._open = shards, threads
+        self._shards, self._stripe, self._open = shards, found, threads
 
     async def exists(self) -> bool:
-        return self.folder.exists()
+        return is_made(self.folder)
 
     async def close(self) -> None:
         threads, self._open = self._open, None
@@ -199,7 +205,7 @@ class SQLiteStore:
 
     def _check_shards(self, shards: Iterable[int]) -> None:
         for shard in shards:
-            ownership.checked_shard(shard, self._shards)
+            ownership.checked_shard(shard, self._shards, self._stripe)
 
     # ---- the log ---------------------------------------------------------------------------------------------
     async def append(self, incarnation: int, n: int, content: bytes) -> None:

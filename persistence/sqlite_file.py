@@ -24,7 +24,7 @@ from .process import end_stopped_lock_holder, wal_lock_holders
 
 APPLICATION_ID = 0x41746F6C
 """`Atol`, in the header of every file: what `file` and we know them by."""
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """In the header of every file (`user_version`). A version that cannot read a file refuses it."""
 SCHEMA_OLDEST = 1
 """Files of this version are opened too: logs and leases.db are as they were, tables.db is migrated first."""

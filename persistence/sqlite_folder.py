@@ -24,6 +24,7 @@ from .process import boot_id
 from .sqlite_file import Database, check_library, sync_folder
 from .sqlite_leases import create_leases, leases_path
 from .sqlite_tables import check_tables, create_tables, migrate_tables, tables_path
+from .stripes import ONLY, Stripe
 
 _SHARED_FILE_SYSTEMS = frozenset(
     {
@@ -73,55 +74,72 @@ _SHARED_FUSE = frozenset(
 )
 
 
+_OURS = frozenset({"leases.db", "tables.db", "logs", "machine"})
+
+
 class _Machine(msgspec.Struct, forbid_unknown_fields=True):
     machine: str
     boot: str
 
 
-def open_folder(folder: Path, app: str, shards: int) -> None:
+def open_folder(folder: Path, app: str, shards: int, stripe: Stripe = ONLY) -> None:
     """Make the store, or check that it is the one that is meant and bring it up to date. Raises `IncompatibleStore`;
     then nothing was changed."""
     check_library()
     if shards < 1:
         raise ValueError(f"a store has at least one shard, not {shards}")
-    if folder.exists() and not folder.is_dir():
-        raise IncompatibleStore(f"{folder} is a file: an SQLite store is a folder, choose another path")
+    stripe.shards(shards)
+    is_made(folder)
     _check_file_system(folder)
     if folder.is_dir():
         _check_machine(folder)
     if tables_path(folder).exists():
-        _check_existing(folder, app, shards)
+        _check_existing(folder, app, shards, stripe)
     else:
-        _create(folder, app, shards)
-        _check_existing(folder, app, shards)  # another process may have been first, with another app
+        _create(folder, app, shards, stripe)
+        _check_existing(folder, app, shards, stripe)  # another process may have been first, with another app
     migrate_tables(folder)
     _write_machine(folder)
 
 
-def _create(folder: Path, app: str, shards: int) -> None:
-    others = {"leases.db", "tables.db", "logs", "machine"}
+def is_made(folder: Path) -> bool:
+    """Whether the store is there. Raises `IncompatibleStore` for what is there and is none, `CorruptRecord` for what is
+    left of one."""
+    if tables_path(folder).exists() or not folder.exists():
+        return folder.exists()
+    if not folder.is_dir():
+        raise IncompatibleStore(f"{folder} is a file: an SQLite store is a folder, choose another path")
     try:
-        (folder / "logs").mkdir(parents=True, exist_ok=True)
-        strangers = [entry.name for entry in folder.iterdir() if entry.name not in others and entry.name[0] != "."]
+        names = [entry.name for entry in folder.iterdir()]
+        logs = (folder / "logs").is_dir() and any((folder / "logs").iterdir())
     except OSError as error:
         raise StoreUnavailable(f"{folder}: {error.strerror}: the store could not be made there") from error
+    strangers = [name for name in names if name not in _OURS and name[0] != "."]
     if strangers and not leases_path(folder).exists():
         raise IncompatibleStore(f"{folder} holds other things ({strangers[0]}): choose an empty or a new folder")
-    if any((folder / "logs").iterdir()) and not tables_path(folder).exists():  # in this order: a log comes last
+    if logs and not tables_path(folder).exists():  # in this order: a log comes last
         raise CorruptRecord(
             f"{tables_path(folder)} is missing, though hosts have written here: restore the store from a backup"
         )
+    return False
+
+
+def _create(folder: Path, app: str, shards: int, stripe: Stripe) -> None:
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnavailable(f"{folder}: {error.strerror}: the store could not be made there") from error
     create_leases(folder)
-    create_tables(folder, app, shards)
+    create_tables(folder, app, shards, stripe)
     sync_folder(folder)
     sync_folder(folder.parent)
 
 
-def _check_existing(folder: Path, app: str, shards: int) -> None:
+def _check_existing(folder: Path, app: str, shards: int, stripe: Stripe) -> None:
     if not leases_path(folder).exists():
         # A new one would give old incarnations out again: a zombie's number would be a living host's.
         raise CorruptRecord(f"{leases_path(folder)} is missing: restore the store from a backup")
-    check_tables(folder, app, shards)
+    check_tables(folder, app, shards, stripe)
     Database(leases_path(folder)).close()  # checks its header
 
 

@@ -106,5 +106,11 @@ CREATE TABLE dead_letters (
     3: """
 -- No new table: rows of `shards` may hold a pin, which older code would drop when it writes the row.
 """,
+    4: """
+-- Its place among the databases of its app (stripes.py). One from before there were several is alone.
+ALTER TABLE meta ADD COLUMN stripe INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE meta ADD COLUMN stripes INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE meta ADD COLUMN family TEXT NOT NULL DEFAULT '';
+""",
 }
 """What each schema version added. A new store is made by all of them, an older one by those that it lacks."""

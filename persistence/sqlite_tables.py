@@ -26,6 +26,7 @@ from .sqlite_history import add_history, delete_commits_slice
 from .sqlite_leases import leases_path, read_host
 from .sqlite_pending import PendingRows
 from .sqlite_schema import VERSIONS
+from .stripes import ONLY, Stripe, check_stripe
 from .table_rows import (
     client_blob,
     client_row,
@@ -56,18 +57,23 @@ def tables_path(folder: Path) -> Path:
     return folder / "tables.db"
 
 
-def create_tables(folder: Path, app: str, shards: int) -> bool:
-    rows = [(shard, shard_blob(ownership.unowned(shard))) for shard in range(shards)]
+STRIPES_SINCE = 4
+"""The schema version whose meta names the stripe."""
+
+
+def create_tables(folder: Path, app: str, shards: int, stripe: Stripe = ONLY) -> bool:
+    rows = [(shard, shard_blob(ownership.unowned(shard))) for shard in stripe.shards(shards)]
 
     def fill(connection: apsw.Connection) -> None:
-        connection.execute("INSERT INTO meta VALUES (1, ?, ?)", (app, shards))
+        meta = (app, shards, stripe.index, stripe.count, stripe.family)
+        connection.execute("INSERT INTO meta VALUES (1, ?, ?, ?, ?, ?)", meta)
         connection.executemany("INSERT INTO shards VALUES (?, ?)", rows)
 
     return create_file(tables_path(folder), "".join(VERSIONS.values()), fill)
 
 
-def check_tables(folder: Path, app: str, shards: int) -> None:
-    """Raise `IncompatibleStore` unless these are the tables of `app` with that many shards."""
+def check_tables(folder: Path, app: str, shards: int, stripe: Stripe = ONLY) -> None:
+    """Raise `IncompatibleStore` unless these are the tables of that stripe of `app` with that many shards."""
     database = Database(tables_path(folder))
     try:
         found = database.row("SELECT app, shards FROM meta")
@@ -82,6 +88,7 @@ def check_tables(folder: Path, app: str, shards: int) -> None:
                 f"{folder} was made with {found[1]} shards, not {shards}, and the count is fixed at creation: "
                 f"set shards to {found[1]}, or start {app!r} on a new folder"
             )
+        check_stripe(_stripe(database), stripe, str(folder))
     finally:
         database.close()
 
@@ -106,6 +113,13 @@ def _version(database: Database) -> int:
     return version
 
 
+def _stripe(database: Database) -> Stripe:
+    if _version(database) < STRIPES_SINCE:
+        return ONLY
+    ((index, count, family),) = database.rows("SELECT stripe, stripes, family FROM meta")
+    return Stripe(index, count, family)
+
+
 class TablesWriter:
     """The connection that changes tables.db, for one thread."""
 
@@ -121,8 +135,9 @@ class TablesWriter:
         self._leases.close()
         self._database.close()
 
-    def ping(self) -> None:
-        """Nothing: having been made is enough."""
+    def stripe(self) -> Stripe:
+        """As which the store was made."""
+        return _stripe(self._database)
 
     # ---- ownership -------------------------------------------------------------------------------------------
     def assign(self, assignments: Sequence[Assignment]) -> frozenset[int]:

@@ -20,6 +20,12 @@ def is_postgres(url: str) -> bool:
     return url.startswith(("postgresql://", "postgres://"))
 
 
+def database(url: str) -> str:
+    """Server and name of a PostgreSQL database, whoever logs in and with whichever options."""
+    parts = urlsplit(url)
+    return f"{parts.netloc.rpartition('@')[2].lower()}{parts.path}"
+
+
 def split_pooler(url: str) -> tuple[str, Pooler]:
     """The URL of a PostgreSQL store without our own option, and what that says. Raises `ValueError`."""
     parts = urlsplit(url)

@@ -64,8 +64,8 @@ class Charge:
 
     async def check(self) -> None:
         """Raise `StoreInUse` unless nobody but us can have changed anything since it was taken."""
-        rows = await self._store.shards()
-        if any(rows[shard].epoch != held.epoch for shard, held in self.held.items()):
+        epochs = {row.shard: row.epoch for row in await self._store.shards()}
+        if any(epochs[shard] != held.epoch for shard, held in self.held.items()):
             raise _started()
 
     async def release(self) -> None:

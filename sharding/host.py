@@ -28,6 +28,7 @@ from ..persistence.pending import PendingView
 from ..persistence.records import Record, is_stream
 from ..persistence.recovery import RecoveredShard
 from ..persistence.spi import Store
+from ..persistence.stripes import ONLY, Stripe
 from .accepting import Accepting, Holdings
 from .budget import Budget
 from .commit import CommitPath
@@ -37,7 +38,7 @@ from .intake import Intake
 from .lease import Lease, keep
 from .leaving import Leaving
 from .letters import Letters
-from .messages import Load, Message, Peer, TableUpdate
+from .messages import Load, Message, Peer, StripeHosts, TableUpdate
 from .outbox import Courier, Outbox
 from .owed import Owed
 from .ownership import Ownership
@@ -84,14 +85,20 @@ class Host:
         resources: Any = None,
         asker: Caller | None = None,
         courier: Courier | None = None,
+        stripe: Stripe = ONLY,
+        told_hosts: Callable[[Sequence[Sequence[str]]], None] = lambda _: None,
     ) -> None:
         """`asker`: a client of this cluster, for the asks that handlers make. `courier`: carries the messages that they
-        send; without one nothing can be sent."""
+        send; without one nothing can be sent. `stripe`: that of the store. `told_hosts`: told where the hosts of every
+        stripe listen."""
         self.incarnation = incarnation
         self.address = address
         self.kinds = kinds
         self.settings = settings
         self._store_failing = False
+        self._stripe_hosts: StripeHosts | None = None
+        """What was last said of other stripes' hosts."""
+        self._told_hosts = told_hosts
         self._hot_shards: list[tuple[float, int]] = []
         self.shards: dict[int, OwnedShard] = {}
         self.table = ShardTable()
@@ -206,6 +213,7 @@ class Host:
             budget=self.budget,
             schedule=self._turns.schedule,
             poked=lambda assigned: self.ownership.poke(assigned),  # noqa: PLW0108 - made below
+            told_hosts=self._hear_of_hosts,
         )
         self.ownership = Ownership(
             store=store,
@@ -220,6 +228,7 @@ class Host:
             world=world,
             listener=self,
             courier=courier,
+            stripe=stripe,
         )
 
     # ---- life ------------------------------------------------------------------------------------------------------
@@ -297,12 +306,23 @@ class Host:
     def connected(self, peer: Peer) -> None:
         self._intake.connected(peer)
         peer.send(TableUpdate(self.table.entries()))
+        if self._stripe_hosts is not None and peer.client:
+            peer.send(self._stripe_hosts)
 
     def received(self, peer: Peer, messages: Sequence[Message]) -> None:
         self._intake.received(peer, messages)
 
     def disconnected(self, peer: Peer) -> None:
         self._intake.disconnected(peer)
+
+    def _hear_of_hosts(self, hosts: StripeHosts) -> None:
+        """A coordinator says where the hosts of each stripe are: clients ask us for those that they do not know."""
+        if hosts == self._stripe_hosts:
+            return
+        self._stripe_hosts = hosts
+        self._told_hosts(hosts.addresses)
+        for peer in self._intake.peers():
+            peer.send(hosts)
 
     # ---- glue ------------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from .budget import Budget
 from .gate import OutputGate
 from .hashing import shard_of
 from .letters import DROP, REPLAY, Letters
-from .messages import Answer, Call, Confirm, Message, Moved, OutOfOrder, Peer, Ping, Poke, Pong
+from .messages import Answer, Call, Confirm, Message, Moved, OutOfOrder, Peer, Ping, Poke, Pong, StripeHosts
 from .owed import Owed
 from .resident import Pending, Resident
 from .shard import OwnedShard, Phase
@@ -52,8 +52,10 @@ class Intake:
         budget: Budget,
         schedule: Callable[[Resident], None],
         poked: Callable[[Sequence[tuple[int, int]]], None],
+        told_hosts: Callable[[StripeHosts], None],
     ) -> None:
-        """`shards`: the host's own, kept by it. `schedule`: see to a resident that has a command now."""
+        """`shards`: the host's own, kept by it. `schedule`: see to a resident that has a command now. `poked`,
+        `told_hosts`: what coordinators say."""
         self._kinds = kinds
         self._shards = shards
         self._table = table
@@ -66,6 +68,7 @@ class Intake:
         self._budget = budget
         self._schedule = schedule
         self._poked = poked
+        self._told_hosts = told_hosts
         self._peers: dict[int, Peer] = {}
         self._coordinators: dict[Peer, None] = {}
 
@@ -114,6 +117,8 @@ class Intake:
                 self._confirmed(client, message)
             elif type(message) is Poke:
                 self._poked(message.assigned)
+            elif type(message) is StripeHosts:
+                self._told_hosts(message)
             elif type(message) is Ping:
                 peer.send(Pong())
         self._budget.arrived(calls, argument_bytes)

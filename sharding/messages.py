@@ -4,8 +4,8 @@ Structs are MessagePack arrays [tag, field, ...]; a field may only be appended, 
 protocol version in the handshake.
 
     client -> host         Call, Confirm, Ping
-    host -> client         Answer, Moved, OutOfOrder, TableUpdate, Credit, Pong
-    coordinator -> host    Poke, Ping
+    host -> client         Answer, Moved, OutOfOrder, TableUpdate, StripeHosts, Credit, Pong
+    coordinator -> host    Poke, StripeHosts, Ping
     host -> coordinator    Poke (the ownership rows changed), Load
     host -> host           as a client, and Poke
     either                 Goodbye (why the connection closes)
@@ -134,7 +134,39 @@ class Confirm(msgspec.Struct, array_like=True, tag=12, gc=False):
     """(shard, floor)"""
 
 
-Message = Call | Answer | Moved | OutOfOrder | TableUpdate | Credit | Goodbye | Ping | Pong | Poke | Load | Confirm
+Address = Annotated[str, msgspec.Meta(min_length=1, max_length=300)]
+"""`host:port`: no host name is longer than 255."""
+HOSTS_MAX = 10_000
+"""That anybody can make a process remember: 3 MB of the longest addresses, and more hosts than a client may have."""
+STRIPES_MAX = 1024
+"""Databases of one app, as many as a table of hosts can be told of."""
+
+
+class StripeHosts(msgspec.Struct, array_like=True, tag=13, gc=False):
+    """Where the hosts of each of the app's databases listen, in order of stripe. A hint, said to hosts and by them to
+    their clients: each end knows only the hosts of its own database by itself."""
+
+    addresses: Annotated[
+        tuple[Annotated[tuple[Address, ...], msgspec.Meta(max_length=HOSTS_MAX)], ...],
+        msgspec.Meta(max_length=STRIPES_MAX),
+    ]
+
+
+Message = (
+    Call
+    | Answer
+    | Moved
+    | OutOfOrder
+    | TableUpdate
+    | StripeHosts
+    | Credit
+    | Goodbye
+    | Ping
+    | Pong
+    | Poke
+    | Load
+    | Confirm
+)
 
 
 class Peer(Protocol):

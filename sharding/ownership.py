@@ -27,6 +27,7 @@ from ..actors.settings import Settings
 from ..actors.world import World
 from ..persistence.recovery import RecoveredShard, take_over
 from ..persistence.spi import ShardRow, ShardState, Store
+from ..persistence.stripes import Stripe
 from .commit import CommitPath
 from .intake import Intake
 from .messages import Poke, TableUpdate
@@ -79,6 +80,7 @@ class Ownership:
         world: World,
         listener: ShardListener,
         courier: Courier | None,
+        stripe: Stripe,
     ) -> None:
         """`shards` and `table` are the host's; only this module adds to and removes from them. Without a
         `courier` other hosts find out by themselves what they are given."""
@@ -95,6 +97,8 @@ class Ownership:
         self._world = world
         self._listener = listener
         self._courier = courier
+        self._numbers = stripe.shards(settings.shards)
+        """Of the shards that the store has."""
         self._background: set[asyncio.Task[None]] = set()
         self._handing_over = False
         self._addresses = {incarnation: address}
@@ -108,7 +112,7 @@ class Ownership:
 
     def poke(self, assigned: Sequence[tuple[int, int]] = ()) -> None:
         """Look at the store now. `assigned`: (shard, epoch) that may be claimed without looking for them first."""
-        self._offered.update(offer for offer in assigned if offer[0] < self._settings.shards)
+        self._offered.update(offer for offer in assigned if offer[0] in self._numbers)
         self._look.set()
 
     async def run(self) -> None:

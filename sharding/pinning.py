@@ -227,7 +227,7 @@ def why_not(shard: int, node: str | None, hosts: Iterable[HostRow], shards: Sequ
 
     As many shards are pinned as can be alone with one node left for all others; nodes that go later take nothing back.
     """
-    if not 0 <= shard < len(shards):
+    if shard not in {row.shard for row in shards}:
         return f"shard {shard} does not exist: there are shards 0 to {len(shards) - 1}"
     pins = {row.shard: row.pin for row in shards if row.pin is not None}
     if node is None:

@@ -70,12 +70,15 @@ SHELLS: dict[str, tuple[str, ...]] = {
     "cluster.pinning": ("time",),
     "cluster.ray_status": ("time",),
     "cluster.signals": ("signal", "threading"),
+    # names of databases: folders are compared, a family is drawn
+    "cluster.stores": ("pathlib", "secrets"),
     "cluster.starting": ("asyncio.run", "pathlib", "secrets", "time"),
     "cluster.upgrading": ("time",),
     # the lease is kept on a thread, so that a handler that burns CPU does not cost the host its shards
     "cluster.hosting": ("asyncio.run", "threading"),
     # Ray: the actors, and how Ray is asked
-    "cluster.ray_actors": ("asyncio.create_task", "concurrent", "os", "pathlib", "ray", "secrets", "threading"),
+    "cluster.ray_actors": ("concurrent", "os", "ray", "threading"),
+    "cluster.host_keeper": ("asyncio.create_task", "pathlib", "secrets"),
     "cluster.ray_adapter": ("loop.create_connection", "os", "ray", "socket", "threading"),
 }
 """The shells, what each may touch, and why it is one. Whatever is missing here is a decision or is handed its world."""
@@ -99,6 +102,7 @@ DECISIONS = (
     "persistence.row_codec",
     "persistence.rows",
     "persistence.slices",
+    "persistence.stripes",
     "persistence.table_rows",
     "persistence.tables",
     "sharding.allocation",

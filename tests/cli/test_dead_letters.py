@@ -64,14 +64,14 @@ async def fill(cluster: Cluster, reader: StoreReader) -> None:
 async def url(tmp_path: Path) -> str:
     """A store with dead letters that was left in good order."""
     url = f"sqlite:{tmp_path / 'store'}"
-    async with atoll.local(app, store=url) as cluster, reading(url, app.name, SHARDS) as reader:
+    async with atoll.local(app, store=url) as cluster, reading([url], app.name, SHARDS) as (reader,):
         await fill(cluster, reader)
     return url
 
 
 @pytest.fixture
 async def reader(url: str) -> AsyncIterator[StoreReader]:
-    async with reading(url, app.name, SHARDS) as reader:
+    async with reading([url], app.name, SHARDS) as (reader,):
         yield reader
 
 
@@ -331,7 +331,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Running]:
     async with (
         plain_cluster("failing:app", app.name, tmp_path, app_dir=HELPERS, settings=SETTINGS) as cluster,
         cluster.connect() as client,
-        reading(cluster.store_url, app.name, SHARDS) as reader,
+        reading([cluster.store_url], app.name, SHARDS) as (reader,),
     ):
         yield Running(cluster, client, reader, tmp_path)
 

@@ -30,7 +30,7 @@ async def url(tmp_path: Path) -> str:
 
 @pytest.fixture
 async def reader(url: str) -> AsyncIterator[StoreReader]:
-    async with reading(url, app.name, 256) as reader:
+    async with reading([url], app.name, 256) as (reader,):
         yield reader
 
 
@@ -62,7 +62,7 @@ async def test_a_state_shows_its_version_and_what_it_holds(reader: StoreReader) 
 async def test_what_is_only_in_a_running_hosts_log_is_shown_too(tmp_path: Path) -> None:
     """J05: tables and log together are the journal, also before the first checkpoint."""
     url = f"sqlite:{tmp_path / 'store'}"
-    async with atoll.local(app, store=url) as cluster, reading(url, app.name, 256) as reader:
+    async with atoll.local(app, store=url) as cluster, reading([url], app.name, 256) as (reader,):
         for token in "abc":
             await cluster.entity(Journal, "j").append(token)
         commits = await reader.journal("Journal", "j")

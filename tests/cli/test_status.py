@@ -18,26 +18,28 @@ FOUND = {
     "app": "bank",
     "version": "2",
     "shards": 4,
+    "stripes": 1,
+    "silent": [],
     "served": 4,
     "hosts": [
         {
-            "incarnation": 7, "address": "10.0.0.1:7700", "node": "a" * 56, "version": "1", "state": "draining", "pid": 41,
+            "stripe": 0, "incarnation": 7, "address": "10.0.0.1:7700", "node": "a" * 56, "version": "1", "state": "draining", "pid": 41,
             "shards": 3, "entities": 5, "lease_valid": True, "connections": 2,
             "hot": {"entities": [["Account", "alice", 0.75], ["Account", "bob", 0.1]], "shards": [[2, 0.6], [1, 0.1]]},
         },
         {
-            "incarnation": 8, "address": "10.0.0.2:7700", "node": "b" * 56, "version": "2", "state": "no answer",
+            "stripe": 0, "incarnation": 8, "address": "10.0.0.2:7700", "node": "b" * 56, "version": "2", "state": "no answer",
             "shards": 1, "entities": 0, "lease_valid": False, "connections": 0,
         },
     ],
     "moves": [
-        {"shard": 1, "from": 7, "to": 8, "why": "leaving", "since_s": 0.2},
-        {"shard": 2, "from": 7, "to": 8, "why": "leaving", "since_s": 1.25},
+        {"stripe": 0, "shard": 1, "from": 7, "to": 8, "why": "leaving", "since_s": 0.2},
+        {"stripe": 0, "shard": 2, "from": 7, "to": 8, "why": "leaving", "since_s": 1.25},
     ],
     "pins": [
-        {"shard": 2, "node": "", "host": 7, "at": "a" * 56, "beside": 0, "alone": True},
-        {"shard": 3, "node": "b" * 56, "host": 7, "at": "a" * 56, "beside": 1, "alone": False},
-        {"shard": 0, "node": "", "host": None, "at": "", "beside": 0, "alone": False},
+        {"stripe": 0, "shard": 2, "node": "", "host": 7, "at": "a" * 56, "beside": 0, "alone": True},
+        {"stripe": 0, "shard": 3, "node": "b" * 56, "host": 7, "at": "a" * 56, "beside": 1, "alone": False},
+        {"stripe": 0, "shard": 0, "node": "", "host": None, "at": "", "beside": 0, "alone": False},
     ],
     "url": "tcp://10.0.0.1:7700",
     "token_file": "/somewhere/token",
@@ -46,9 +48,9 @@ FOUND = {
 }  # fmt: skip
 
 SHARDS = [
-    {"shard": 0, "state": "owned", "owner": 7, "address": "10.0.0.1:7700", "epoch": 3, "target": 8, "position": 12, "pin": "b" * 56},
-    {"shard": 1, "state": "free", "owner": None, "address": None, "epoch": 9, "target": None, "position": 0, "pin": ""},
-    {"shard": 2, "state": "free", "owner": None, "address": None, "epoch": 1, "target": None, "position": 0, "pin": None},
+    {"shard": 0, "stripe": 0, "state": "owned", "owner": 7, "address": "10.0.0.1:7700", "epoch": 3, "target": 8, "position": 12, "pin": "b" * 56},
+    {"shard": 1, "stripe": 0, "state": "free", "owner": None, "address": None, "epoch": 9, "target": None, "position": 0, "pin": ""},
+    {"shard": 2, "stripe": 0, "state": "free", "owner": None, "address": None, "epoch": 1, "target": None, "position": 0, "pin": None},
 ]  # fmt: skip
 
 
@@ -133,6 +135,27 @@ def test_shards_are_shown_with_owner_epoch_target_position_and_pin() -> None:
     assert ["1", "free", "9", "0", "any"] in rows(shown.stdout)
     assert ["2", "free", "1", "0"] in rows(shown.stdout)
     assert "bank: 2 free, 1 owned; 1 wanted elsewhere" in shown.stdout
+
+
+def test_of_several_databases_each_host_and_shard_is_shown_with_its_own(
+    ray: FakeRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted as people count, since incarnations begin with 1 in each. One that does not answer is named."""
+    other = {**FOUND["hosts"][1], "stripe": 1, "incarnation": 7}
+    ray.statuses = [{**FOUND, "stripes": 2, "silent": [1], "hosts": [FOUND["hosts"][0], other]}]
+    shown = run("status", "bank")
+    assert (shown.exit_code, shown.stderr) == (
+        1,
+        "atoll: of 2 databases number 2 does not answer: its shards wait, the others are served\n",
+    )
+    told = [line[:3] for line in rows(shown.stdout)]
+    assert ["1", "7", "10.0.0.1:7700"] in told
+    assert ["2", "7", "10.0.0.2:7700"] in told
+    assert "7 of database 1" in shown.stdout
+    monkeypatch.setattr("atoll.cluster.ray_status.shards", lambda _name: [SHARDS[0], {**SHARDS[1], "stripe": 1}])
+    told = rows(run("shards", "bank").stdout)
+    assert ["0", "1", "owned", "7", "10.0.0.1:7700", "3", "8", "12", "b" * 12] in told
+    assert ["1", "2", "free", "9", "0", "any"] in told
 
 
 @pytest.mark.parametrize(

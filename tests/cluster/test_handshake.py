@@ -64,6 +64,40 @@ def test_a_new_client_is_registered_and_welcomed() -> None:
     assert (ours.state, theirs.state) == (ClientState.OPEN, HostState.OPEN)
 
 
+def test_a_client_of_any_database_learns_which_it_met() -> None:
+    """S10: the host says which of how many it works for, and who looks for that one is let in as well."""
+    told = msgspec.structs.replace(welcome(41), stripe=1, stripes=3)
+    for wanted in (None, 1):
+        ours, theirs = client(stripe=wanted), host(stripe=1, stripes=3)
+        theirs.received(said(ours.received(said(theirs.received(ours.hello)))))
+        assert theirs.admitted(41) == [Say(told), Open(told)]
+        assert ours.received(told) == [Open(told)]
+
+
+def test_who_looks_for_a_host_of_another_database_is_refused() -> None:
+    """S10: before any proof, and no session is looked up: incarnations and clients of two databases have the same
+    numbers. The refusal stays until somebody acts."""
+    theirs = host(stripe=1, stripes=3)
+    effects = theirs.received(client(stripe=0).hello)
+    assert (said(effects).code, theirs.state) == (Refusal.STRIPE, HostState.ENDED)
+    assert "database 2 of 3 lives here, not of 1" in said(effects).reason
+    assert not Refusal.STRIPE.temporary
+
+
+@pytest.mark.parametrize(
+    ("wanted", "stripe", "stripes"), [(None, 3, 3), (None, 0, 0), (None, 0, 257), (0, 1, 3)], ids=str
+)
+def test_a_welcome_to_a_database_that_cannot_be_is_refused(wanted: int | None, stripe: int, stripes: int) -> None:
+    """R03: one beyond their number, none at all, more than shards, and another than the one that was looked for."""
+    ours, theirs = client(stripe=wanted), host()
+    hello = msgspec.structs.replace(ours.hello, stripe=0)
+    challenge = said(theirs.received(hello))
+    forged = Challenge(PROTOCOL_VERSION, HOST_NONCE, host_mac(TOKEN, ours.hello, HOST_NONCE, 7), 7)
+    ours.received(forged if wanted is not None else challenge)
+    (_, end) = ours.received(msgspec.structs.replace(welcome(41), stripe=stripe, stripes=stripes))
+    assert end.refusal is Refusal.PROTOCOL
+
+
 def test_a_coordinator_needs_no_session() -> None:
     """It proves the token like everybody, and no store is asked."""
     ours, theirs = client(role="coordinator"), host()

@@ -37,6 +37,7 @@ from atoll.sharding.messages import (
     Ping,
     Poke,
     Pong,
+    StripeHosts,
     TableUpdate,
 )
 
@@ -75,13 +76,14 @@ def test_calls_come_back_as_they_went(calls: list[Call]) -> None:
     ("messages", "decoder"),
     [
         ([call(1), Ping(), Pong(), Goodbye("why")], FROM_CLIENT),
-        ([Poke(), Ping(), Pong(), Goodbye("why")], FROM_COORDINATOR),
+        ([Poke(), StripeHosts((("a:1", "b:2"), ())), Ping(), Pong(), Goodbye("why")], FROM_COORDINATOR),
         (
             [
                 Answer(1, 2, 3, b"x"),
                 Moved(1, 2, 3, 4, "a:1"),
                 OutOfOrder(1, 2),
                 TableUpdate(((1, 2, 3, "a:1"),)),
+                StripeHosts(((), ("a:1",))),
                 Credit(1, 2),
                 Ping(),
                 Pong(),
@@ -181,6 +183,20 @@ def test_a_number_out_of_range_is_refused(number: int) -> None:
         bad = [*good[:at], number, *good[at + 1 :]]
         with pytest.raises(ProtocolError, match="Expected `int`"):
             read(frame(msgspec.msgpack.encode([bad])))
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [(("",),), (("a" * 301,),), (("a:1",) * 10_001,), ((),) * 1025],
+    ids=["an empty address", "a long one", "too many hosts", "too many databases"],
+)
+def test_hosts_that_nobody_could_have_are_refused(addresses: Any) -> None:
+    """R03: what a process is told to remember is bounded, whoever says it; clients say nothing of the kind."""
+    for decoder in (FROM_COORDINATOR, FROM_HOST):
+        with pytest.raises(ProtocolError, match="length"):
+            read(encode_frame([StripeHosts(addresses)], LIMIT), decoder)
+    with pytest.raises(ProtocolError):
+        read(encode_frame([StripeHosts((("a:1",),))], LIMIT), FROM_CLIENT)
 
 
 def test_what_stands_before_the_damage_is_read() -> None:

@@ -13,6 +13,7 @@ from atoll.persistence.memory import MemoryStore
 from atoll.persistence.postgres import PostgresStore
 from atoll.persistence.spi import Store
 from atoll.persistence.sqlite import SQLiteStore
+from atoll.persistence.stripes import ONLY, Stripe
 
 APP = "bank"
 SHARDS = 4
@@ -32,9 +33,9 @@ class Stores:
         self._handles.append(handle)
         return handle
 
-    async def open(self, app: str = APP, shards: int = SHARDS) -> Store:
+    async def open(self, app: str = APP, shards: int = SHARDS, stripe: Stripe = ONLY) -> Store:
         handle = self.make()
-        await handle.open(app, shards)
+        await handle.open(app, shards, stripe)
         return handle
 
     async def reopen(self, app: str) -> Store:

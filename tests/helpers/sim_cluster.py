@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from ledger import Journal, List
@@ -21,9 +22,12 @@ from atoll.cluster.client import Client
 from atoll.cluster.coordination import Coordination
 from atoll.cluster.hosting import RunningHost, start_host
 from atoll.cluster.link import Access
+from atoll.cluster.stripe_hosts import StripeDirectory
+from atoll.cluster.striped import StripedClient
 from atoll.cluster.token import Token
 from atoll.persistence.memory import MemoryStore
 from atoll.persistence.spi import Assignment, HostState
+from atoll.persistence.stripes import ONLY, Stripe
 
 SETTINGS = {
     "shards": 4,
@@ -51,12 +55,16 @@ class WeakStore:
         self._store = store
         self._luck = luck
         self.faults = faults
+        self.away = False
+        """It answers nothing but that."""
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._store, name)
 
         async def call(*args: Any, **kwargs: Any) -> Any:
             await asyncio.sleep(self._luck.uniform(0.0001, 0.002))
+            if self.away:
+                raise StoreUnavailable(f"{name}: the store is away")
             luck = self._luck.random()
             if luck < self.faults / 2:
                 raise StoreUnavailable(f"{name}: lost on the way there")
@@ -71,13 +79,21 @@ class WeakStore:
 
 class SimCluster:
     def __init__(
-        self, simulation: Simulation, *, faults: float = 0.02, app: atoll.App = APP, resources: Any = None
+        self,
+        simulation: Simulation,
+        *,
+        faults: float = 0.02,
+        app: atoll.App = APP,
+        resources: Any = None,
+        stripe: Stripe = ONLY,
     ) -> None:
-        """`resources`: what handlers find on every host."""
+        """`resources`: what handlers find on every host. `stripe`: where the app has several databases, whose cluster
+        this is; `start_coordinators` makes one for all of them."""
         self.simulation = simulation
         self.app = app
         self.resources = resources
-        self.luck = random.Random(f"{simulation.seed}/cluster")
+        self.stripe = stripe
+        self.luck = random.Random(f"{simulation.seed}/cluster/{stripe.index}")
         self.settings, _ = Settings.load(app.settings_asked, {})
         self.store = MemoryStore()
         self.faults = faults
@@ -87,16 +103,27 @@ class SimCluster:
         self.running: dict[int, RunningHost] = {}
         self.coordinator: Any = None
         self._made = 0
+        self._weak_stores: list[WeakStore] = []
 
     def weak_store(self) -> Any:
-        return WeakStore(self.store, random.Random(self.luck.random()), self.faults)
+        store = WeakStore(self.store, random.Random(self.luck.random()), self.faults)
+        self._weak_stores.append(store)
+        return store
+
+    def store_away(self, away: bool) -> None:
+        """From now on the store answers nobody that is here already, or all again."""
+        for store in self._weak_stores:
+            store.away = away
 
     async def open(self) -> None:
-        await self.store.open(self.app.name, self.settings.shards)
+        await self.store.open(self.app.name, self.settings.shards, self.stripe)
+
+    def _name(self, what: str) -> str:
+        self._made += 1
+        return f"{what}-{self._made}" if self.stripe.count == 1 else f"{what}-{self.stripe.index}-{self._made}"
 
     async def start_host(self) -> int:
-        self._made += 1
-        name = f"host-{self._made}"
+        name = self._name("host")
         process = self.simulation.process(name)
         ready: asyncio.Future[RunningHost] = asyncio.get_running_loop().create_future()
 
@@ -108,6 +135,7 @@ class SimCluster:
                     running = await start_host(
                         self.app,
                         store=store,
+                        stripe=self.stripe,
                         settings=self.settings,
                         world=world,
                         network=self.simulation.network,
@@ -136,20 +164,22 @@ class SimCluster:
         return running.incarnation
 
     def start_coordinator(self, hosts_wanted: int = 1) -> None:
-        self._made += 1
-        name = f"coordinator-{self._made}"
+        name = self._name("coordinator")
         self.coordinator = self.simulation.process(name)
-        self.coordinator.run(
-            Coordination(
-                self.app.name,
-                store=self.weak_store(),
-                settings=self.settings,
-                world=self.simulation.world(name),
-                network=self.simulation.network,
-                token=self.token,
-                version=self.app.version,
-                hosts_wanted=hosts_wanted,
-            ).run()
+        self.coordinator.run(self.coordination(name, hosts_wanted, None).run())
+
+    def coordination(self, process: str, hosts_wanted: int, directory: StripeDirectory | None) -> Coordination:
+        return Coordination(
+            self.app.name,
+            store=self.weak_store(),
+            settings=self.settings,
+            world=self.simulation.world(process),
+            network=self.simulation.network,
+            token=self.token,
+            version=self.app.version,
+            hosts_wanted=hosts_wanted,
+            stripe=self.stripe,
+            directory=directory,
         )
 
     def addresses(self) -> list[str]:
@@ -176,7 +206,22 @@ class SimCluster:
         )
         client = Client(access, self.addresses(), rejections=self.app.rejections, discover=self.discover)
         await client.open(30)
+        if self.stripe.count > 1:
+            return Cluster(StripedClient.beside(client, ()))
         return Cluster(client)
+
+
+def start_coordinators(clusters: Sequence[SimCluster], hosts_wanted: int) -> Any:
+    """One process that coordinates the clusters of all stripes of an app; return it."""
+    name = "coordinator-of-all"
+    process = clusters[0].simulation.process(name)
+    directory = StripeDirectory(len(clusters))
+
+    async def life() -> None:
+        await asyncio.gather(*(cluster.coordination(name, hosts_wanted, directory).run() for cluster in clusters))
+
+    process.run(life())
+    return process
 
 
 async def nemesis(cluster: SimCluster, luck: random.Random, seconds: float) -> int:

@@ -145,7 +145,7 @@ class Client:
             await callers.end()
             await asyncio.to_thread(Path(told["end"]).write_bytes, msgspec.json.encode(callers.operations))
         elif "table" in told:
-            routes = [self._cluster.client.table.route(shard) for shard in range(self._spec.shards)]
+            routes = [self._cluster.client.route(shard) for shard in range(self._spec.shards)]
             return {"id": told["id"], "owners": [None if route is None else route.incarnation for route in routes]}
         else:
             await asyncio.to_thread(_drain, self._cluster.app_name, told)

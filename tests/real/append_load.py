@@ -83,7 +83,7 @@ class AppendLoad:
         count = 0
         while not self._ending:
             name = luck.choice(self._names)
-            route = self._cluster.client.table.route(shard_of(name, SHARDS))
+            route = self._cluster.client.route(shard_of(name, SHARDS))
             assert route is not None
             sent = Sent(name, f"{number}:{count}", route.incarnation, time.monotonic())
             self.sent.append(sent)

@@ -71,7 +71,7 @@ async def all_agree_on_the_table(chaos: Chaos) -> None:
         for host in facts.hosts.values():
             async with atoll.connect(f"tcp://{host.address}", token_file=chaos.token_file) as cluster:
                 client = cluster.client
-                while [_incarnation(client.table.route(n)) for n in range(SHARDS)] != owners:  # noqa: ASYNC110 - a table
+                while [_incarnation(client.route(n)) for n in range(SHARDS)] != owners:  # noqa: ASYNC110 - a table
                     await asyncio.sleep(0.02)
 
 

@@ -76,7 +76,7 @@ async def test_commands_whose_host_died_before_answering_have_one_effect_under_t
         await first.client.table_complete()
 
         def served_by_victim(name: str) -> bool:
-            route = first.client.table.route(shard_of(name, SHARDS))
+            route = first.client.route(shard_of(name, SHARDS))
             return route is not None and route.incarnation == victim["incarnation"]
 
         names = [name for n in range(200) if served_by_victim(name := f"once-{seed}-{n}")][:20]
@@ -113,12 +113,12 @@ async def test_a_client_with_a_stale_table_is_redirected(running: RunningApp, se
         await client.table_complete()
         name = f"stale-{seed}"
         shard = shard_of(name, SHARDS)
-        right = client.table.route(shard)
+        right = client.route(shard)
         assert right is not None
         wrong = next(route for _, _, *route in client.table.entries() if route[0] != right.incarnation)
         client.table._routes[shard] = Route(0, *wrong)
         assert await cluster.entity(Ledger, name).append.using(timeout=5.0)("redirected") == 0
-        assert client.table.route(shard) == right
+        assert client.route(shard) == right
 
 
 async def test_clients_start_and_commands_run_while_the_coordinator_is_down(running: RunningApp, seed: int) -> None:
@@ -169,7 +169,7 @@ async def test_a_host_that_stands_still_beyond_its_lease_is_replaced(running: Ru
         name = next(
             name
             for n in range(1000)
-            if (route := cluster.client.table.route(shard_of(name := f"still-{seed}-{n}", SHARDS))) is not None
+            if (route := cluster.client.route(shard_of(name := f"still-{seed}-{n}", SHARDS))) is not None
             and route.incarnation == victim["incarnation"]
         )
         ledger = cluster.entity(Ledger, name)

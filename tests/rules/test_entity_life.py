@@ -242,7 +242,7 @@ def test_a_client_with_a_stale_table_is_redirected() -> None:
         assert await s.hosts[a.incarnation].run(a.ownership.release(0))
         await s.give(b, 0)
         assert await box.put.using(timeout=1.0)("y") == 1
-        route = cluster.client.table.route(0)
+        route = cluster.client.route(0)
         assert route is not None
         assert route.incarnation == b.incarnation
         await cluster.client.close()

@@ -132,7 +132,7 @@ def test_a_handler_that_runs_again_after_a_crash_gets_the_recorded_answer(seed: 
         taking = asyncio.ensure_future(poor.take_from("rich", 30, 2.0))
         while await rich.times() == 0:  # noqa: ASYNC110 - only asking tells
             await asyncio.sleep(0.01)
-        owner = client.client.table.route(_shard("poor"))
+        owner = client.client.route(_shard("poor"))
         cluster.hosts[owner.incarnation].kill()
         assert await taking == 130
         assert (await rich.look(), await rich.times(), await poor.look()) == (70, 1, 130)
@@ -172,7 +172,7 @@ def test_a_release_lets_in_what_its_running_turns_wait_for() -> None:
         await asyncio.gather(*(client.entity(Purse, id).look() for id in (asker, asked, stranger)))
         taking = asyncio.ensure_future(client.entity(Purse, asker).wait_and_take_from(asked, 5, 0.5))
         await asyncio.sleep(0.1)
-        host = cluster.running[client.client.table.route(3).incarnation].host
+        host = cluster.running[client.client.route(3).incarnation].host
         releasing = asyncio.ensure_future(host.ownership.release(3))
         await asyncio.sleep(0.1)
         visiting = asyncio.ensure_future(client.entity(Purse, stranger).visit([]))

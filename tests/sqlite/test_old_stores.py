@@ -57,7 +57,7 @@ def tables_of(folder: Path) -> dict[str, str]:
     return {name: " ".join(line.split("--")[0].strip() for line in sql.splitlines()) for name, sql in rows}
 
 
-@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize("version", [1, 2, 3, 4])
 async def test_a_store_of_an_old_schema_keeps_all_its_data(tmp_path: Path, version: int) -> None:
     """J13: rows of every table and log of a store that an earlier version wrote are read back as that version read them,
     and work goes on in it."""

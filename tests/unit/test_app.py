@@ -32,7 +32,7 @@ async def pool() -> AsyncIterator[str]:
 
 def test_an_app_knows_its_kinds_settings_and_resources() -> None:
     app = atoll.App("shop", entities=[Cart], settings={"shards": 8}, store="sqlite:./data", resources=pool)
-    assert (app.name, list(app.kinds), app.store, app.resources) == ("shop", ["Cart"], "sqlite:./data", pool)
+    assert (app.name, list(app.kinds), app.stores, app.resources) == ("shop", ["Cart"], ("sqlite:./data",), pool)
     assert app.kinds["Cart"].entity_class is Cart
     assert app.settings_asked == {"shards": 8}
     assert repr(app) == "<app shop: Cart>"
