@@ -135,7 +135,7 @@ async def suffer(cluster: PlainCluster, outage: Outage, seconds: float, *, bites
     assert slowest_s < cluster.settings.command_timeout_s + LATE_S, "somebody heard too late"
     if bites:
         assert answered == 0
-        assert heard >= CALLERS * (seconds // PATIENCE_S), "somebody heard nothing"
+        assert heard >= CALLERS * (seconds // (PATIENCE_S + cluster.settings.verdict_s)), "somebody heard nothing"
     else:
         assert answered > CALLERS
         assert heard == answered

@@ -46,7 +46,7 @@ def test_a_killed_host_is_succeeded_within_a_second_and_nothing_is_lost(seed: in
         found, took = simulation.run(story(SimCluster(simulation, faults=0.0)))
     assert found == [[str(number) for number in range(TOKENS)]] * 8
     assert max(took) < 1.0
-    assert max(took) > 10 * sorted(took)[TOKENS // 2], "the kill was not felt: it did not bite"
+    assert took[TOKENS // 2] > 4 * sorted(took)[TOKENS // 2], "the kill was not felt: it did not bite"
 
 
 @pytest.mark.parametrize("seed", range(3))

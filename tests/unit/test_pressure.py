@@ -71,7 +71,7 @@ def test_the_limit_is_that_of_the_tightest_control_group(
 
 async def test_a_process_is_told_its_share() -> None:
     shares: list[float] = []
-    watching = asyncio.ensure_future(watch_memory(1 << 30, shares.append))
+    watching = asyncio.ensure_future(watch_memory(1 << 30, 1, shares.append))
     await asyncio.sleep(0)
     watching.cancel()
     assert 0.01 < shares[0] < 4
