@@ -34,7 +34,7 @@ from .api import software
 from .hosting import RunningHost, keep_lease_on_thread, start_host
 from .loading import load_app
 from .log_format import asked_format, log_to_stderr
-from .memory import watch_memory
+from .memory import keep_large_blocks_apart, watch_memory
 from .network import TcpNetwork
 from .system import SystemWorld
 from .token import read_token_file
@@ -129,6 +129,7 @@ async def run_host(spec: HostSpec, ready: Callable[[RunningHost], None]) -> NoRe
             software=software(),
         )
         keep_lease_on_thread(running.host)
+        keep_large_blocks_apart()
         watching = watch_memory(settings.memory_bytes_max, spec.stripe.count, running.host.memory_seen)
         world.spawn(watching, "atoll-memory")
         of_this_host = about(incarnation=running.incarnation)

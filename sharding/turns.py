@@ -27,7 +27,8 @@ from .resident import Resident
 PUMP_RESIDENTS = 64
 """Entities served before the loop may look at its sockets again; or fewer:"""
 PUMP_S = 0.005
-"""After so long it looks again, and nobody waits longer for what is to come in: priorities are for what is known."""
+"""After so long it looks again, and nobody waits longer for what is to come in: priorities are for what is known. What
+is sent meanwhile leaves then, and the memory of who is dropped for not taking it comes back."""
 
 
 class Performer(Protocol):
@@ -65,6 +66,8 @@ class Turns:
         self._runners = 0
         self._pump_due = False
         self._handover_due = False
+        self._until = 0.0
+        """When a runner that did not suspend lets the loop look."""
         self._stopped = False
         self.held = False
         """No turn begins."""
@@ -136,6 +139,7 @@ class Turns:
     def _hand_over(self) -> None:
         """Give what waits to a runner, and look again after its step: if it suspended, to the next one."""
         self._handover_due = False
+        self._until = self._world.monotonic() + PUMP_S
         if self.held:
             return
         if not self._waiting:
@@ -150,6 +154,9 @@ class Turns:
         else:
             self._quiet()
             return  # a runner that ends its turn will take the next
+        self._hand_over_soon()
+
+    def _hand_over_soon(self) -> None:
         if not self._handover_due:
             self._handover_due = True
             self._loop.call_soon(self._hand_over)
@@ -186,6 +193,9 @@ class Turns:
                     return
                 if resident.kind.turns_max is not None:
                     self._place_free(resident.kind)
+                if self._world.monotonic() > self._until:
+                    self._hand_over_soon()
+                    break
             if not self._stopped:
                 rest: asyncio.Future[None] = self._loop.create_future()
                 self._idle.append(rest)
