@@ -65,9 +65,9 @@ async def watch_memory(asked: int, hosts: int, seen: Callable[[float], None]) ->
 
 
 def keep_large_blocks_apart() -> None:
-    """Let blocks of `APART_BYTES` and more go back to the kernel when they are freed. glibc does so only until the first
-    of them is freed, then it raises the limit (mallopt(3)), and large answers that come and go leave holes in what it keeps:
-    600 MiB were measured for 80 in use."""
+    """Let blocks of `APART_BYTES` and more go back to the kernel when they are freed. glibc does so only until the
+    first of them is freed, then it raises the limit (mallopt(3)), and large answers that come and go leave holes in
+    what it keeps: 600 MiB were measured for 80 in use."""
     with contextlib.suppress(OSError, AttributeError):  # not glibc
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, APART_BYTES)
 
