@@ -118,10 +118,18 @@ class LogFile:
                 check_seal(self.incarnation, newest, seal)
                 return newest
             n = newest + 1
-            self.database.write("INSERT INTO log VALUES (?, 1, ?)", (n, seal_blob(self.incarnation, n)))
-            # The transaction holds the write lock, so nothing can have come in above; rule 1 asks to look all the same.
-            assert self._newest()[0] == n, f"log {self.incarnation}: a row stands above its seal at {n}"
+            # The transaction holds the write lock, so nothing can have come in at n or above, unless the file is
+            # damaged: its pages may say one thing from the end and another one from the beginning.
+            try:
+                self.database.write("INSERT INTO log VALUES (?, 1, ?)", (n, seal_blob(self.incarnation, n)))
+            except apsw.ConstraintError as error:
+                raise self._damaged(f"row {n} is there and is not the newest") from error
+            if self._newest()[0] != n:
+                raise self._damaged(f"a row stands above its seal at {n}")
         return n
+
+    def _damaged(self, story: str) -> CorruptRecord:
+        return CorruptRecord(f"log {self.incarnation}: {story}; stop the app and restore the store from a backup")
 
     def _newest(self) -> tuple[int, object]:
         """The newest n, and its content if it is a seal, else None."""
@@ -158,9 +166,7 @@ class LogFile:
         64 MiB, which is a third of what reading it costs."""
         found = self.database.rows("PRAGMA quick_check(1)")
         if found != [("ok",)]:
-            raise CorruptRecord(
-                f"log {self.incarnation}: {found[0][0]}; stop the app and restore the store from a backup"
-            )
+            raise self._damaged(found[0][0])
 
     def give_back_space(self) -> None:
         """Shrink the file of a sealed log: nobody will use the free pages again. A living one keeps them."""
