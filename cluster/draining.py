@@ -14,6 +14,7 @@ from typing import Any
 from ..actors.errors import AtollError
 from . import ray_adapter, ray_status
 from .ray_adapter import Node, RayProblem, find_node
+from .signals import going_on
 
 LOOK_S = 0.1
 GOES_ON = "the drain goes on, `--undo` takes it back"
@@ -30,15 +31,13 @@ def drain(named: str, timeout_s: float, tell: Callable[[str], None]) -> Node:
     """
     node = find_node(ray_adapter.nodes(), named)
     deadline = time.monotonic() + timeout_s
-    try:
+    with going_on(GOES_ON):
         while (left := _left(node)) is None or left:
             said = "no coordinator answers" if left is None else f"{left} shards are left on {node.id[:12]}"
             if time.monotonic() > deadline:
                 raise DrainFailed(f"{said} after {timeout_s:g} s; {GOES_ON}")
             tell(said)
             time.sleep(LOOK_S)
-    except (KeyboardInterrupt, SystemExit) as error:
-        raise type(error)(f"interrupted: {GOES_ON}") from None
     return node
 
 

@@ -280,8 +280,7 @@ class HostKeeper:
         if hosts is None or rows is None:
             return None
         addresses = {host.incarnation: host.address for host in hosts}
-        holders = ((row, row.assigned if row.owner is None else row.owner) for row in rows)
-        return [(row, None if holder is None else addresses.get(holder)) for row, holder in holders]
+        return [(row, None if row.holder is None else addresses.get(row.holder)) for row in rows]
 
     async def _asked(self, ask: Callable[[Store], Any]) -> Any:
         if self._store is None:

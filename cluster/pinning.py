@@ -6,9 +6,8 @@ waiting stops nothing.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from ..actors.errors import AtollError
@@ -17,6 +16,7 @@ from ..sharding.hashing import shard_of
 from . import ray_adapter, ray_status
 from .discovery import HOST_ANSWER_S
 from .ray_adapter import RayProblem
+from .signals import going_on
 
 LOOK_S = 0.1
 GOES_ON = "the pin stays, and `atoll unpin` takes it back"
@@ -33,7 +33,7 @@ def pin(app_name: str, shard: int, node: str | None, timeout_s: float, tell: Tel
     what is missing. Raises `PinFailed` when that did not happen in time (it goes on), or cannot."""
     wanted = "" if node is None else ray_adapter.find_node(ray_adapter.nodes(), node).id
     deadline = time.monotonic() + timeout_s
-    with _interrupted(GOES_ON):
+    with going_on(GOES_ON):
         _ask(app_name, shard, wanted, deadline, tell)
         while (found := _state(app_name, shard)) is None or not found["alone"]:
             lacks = _lacks(found)
@@ -46,17 +46,8 @@ def pin(app_name: str, shard: int, node: str | None, timeout_s: float, tell: Tel
 
 def unpin(app_name: str, shard: int, timeout_s: float, tell: Tell) -> None:
     """Take a pin back; return when that is written. Raises `PinFailed`."""
-    with _interrupted("`atoll status` shows whether it is still pinned"):
+    with going_on("`atoll status` shows whether it is still pinned"):
         _ask(app_name, shard, None, time.monotonic() + timeout_s, tell)
-
-
-@contextlib.contextmanager
-def _interrupted(then: str) -> Iterator[None]:
-    """Says what holds when the wait is interrupted."""
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit) as error:
-        raise type(error)(f"interrupted: {then}") from None
 
 
 def shard_of_entity(app_name: str, kind: str, id: str) -> int:

@@ -25,6 +25,8 @@ import msgspec
 import ray
 
 from ..actors.errors import AtollError, StoreError
+from ..persistence.stripes import stripe_of
+from ..sharding.pinning import not_there
 from . import ray_adapter
 from .cluster_spec import ClusterSpec, Launch
 from .discovery import host_prefix, version_part
@@ -250,7 +252,7 @@ class CoordinatorActor:
                 "shard": row.shard,
                 "stripe": stripe,
                 "state": row.state.value,
-                "owner": row.assigned if row.owner is None else row.owner,
+                "owner": row.holder,
                 "address": address,
                 "epoch": row.epoch,
                 "target": row.target,
@@ -290,10 +292,10 @@ class CoordinatorActor:
 
     async def _pin(self, shard: int, node: str | None) -> dict[str, Any]:
         shards = self._spec.settings["shards"]
-        if not 0 <= shard < shards:
-            return {"refused": f"shard {shard} does not exist: there are shards 0 to {shards - 1}", "pin": None}
+        if refused := not_there(shard, shards):
+            return {"refused": refused, "pin": None}
         try:
-            refused, pin = await self._keepers[shard % len(self._keepers)].pin(shard, node)
+            refused, pin = await self._keepers[stripe_of(shard, len(self._keepers))].pin(shard, node)
         except StoreError as error:
             raise ray_adapter.RayProblem(f"the store does not answer: {error}") from None
         return {"refused": refused, "pin": pin}

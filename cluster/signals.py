@@ -23,6 +23,15 @@ def ignore_from_now_on() -> None:
 
 
 @contextlib.contextmanager
+def going_on(then: str) -> Iterator[None]:
+    """Who interrupts the wait stops nothing: the error says what happens `then`."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        raise type(error)(f"interrupted: {then}") from None
+
+
+@contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
     """A second Ctrl-C must not stop the undoing half way, which has time-outs of its own."""
     if threading.current_thread() is not threading.main_thread():

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from ..actors.calls import Request
 from ..actors.stored import StoredMessage
+from ..persistence.stripes import stripe_of
 from ..sharding.hashing import shard_of
 from ..sharding.table import Route
 from .client import Client
@@ -50,10 +51,11 @@ class StripedClient:
 
     def route(self, shard: int) -> Route | None:
         """Where that shard is served, as far as is known here."""
-        return self._clients[shard % len(self._clients)].route(shard)
+        return self._clients[stripe_of(shard, len(self._clients))].route(shard)
 
     async def call(self, request: Request) -> bytes:
-        return await self._clients[shard_of(request.id, self._shards) % len(self._clients)].call(request)
+        shard = shard_of(request.id, self._shards)
+        return await self._clients[stripe_of(shard, len(self._clients))].call(request)
 
     async def table_complete(self) -> None:
         """Wait until an owner is known for every shard."""
@@ -87,7 +89,7 @@ class StripedCourier:
         arrived: Callable[[int], None],
         again: bool = False,
     ) -> None:
-        courier = self._couriers[shard_of(message.id, self._shards) % len(self._couriers)]
+        courier = self._couriers[stripe_of(shard_of(message.id, self._shards), len(self._couriers))]
         courier.carry(sending_shard, epoch, number, message, arrived, again)
 
     def drop(self, sending_shard: int) -> None:

@@ -26,7 +26,7 @@ from .discovery import HOST_ANSWER_S, coordinator_name
 from .host_process import HostSpec
 from .ray_actors import CoordinatorActor
 from .ray_adapter import RayProblem
-from .signals import ignore_from_now_on, undisturbed
+from .signals import going_on, ignore_from_now_on, undisturbed
 
 RESTORE_TIMEOUT_S = 60.0
 
@@ -96,14 +96,13 @@ def upgrade(before: Running, spec: ClusterSpec, nodes: int, timeout_s: float, te
             what, old = _name(spec.version), _name(before.version)
             raise UpgradeFailed(f"{what} does not come up, {old} serves on: {error}") from None
         raise
+    on = f"the upgrade goes on by itself: see `atoll status {spec.app_name}`"
     try:
-        upgraded = ray_status.until(spec.app_name, lambda found: _not_done(found, spec.version), deadline, tell)
-        ignore_from_now_on()
-    except (ray_status.Late, KeyboardInterrupt, SystemExit) as error:
-        on = f"the upgrade goes on by itself: see `atoll status {spec.app_name}`"
-        if isinstance(error, ray_status.Late):
-            raise UpgradeFailed(f"not done within {timeout_s:g} s ({error}); {on}") from None
-        raise type(error)(f"interrupted: {on}") from None
+        with going_on(on):
+            upgraded = ray_status.until(spec.app_name, lambda found: _not_done(found, spec.version), deadline, tell)
+            ignore_from_now_on()
+    except ray_status.Late as error:
+        raise UpgradeFailed(f"not done within {timeout_s:g} s ({error}); {on}") from None
     else:
         return upgraded
 

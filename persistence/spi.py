@@ -109,6 +109,11 @@ class ShardRow(msgspec.Struct, frozen=True):
     """It is to have a host for itself: on this node (as the cluster names it), with "" on any. None: like all others.
     Outlives every owner."""
 
+    @property
+    def holder(self) -> int | None:
+        """The incarnation that has it, or is to claim it."""
+        return self.assigned if self.owner is None else self.owner
+
 
 class Assignment(msgspec.Struct, frozen=True):
     """A decision on one shard: whose it becomes (`Store.assign`), or where it is wanted (`Store.move`)."""

@@ -15,6 +15,11 @@ import msgspec
 from ..actors.errors import IncompatibleStore
 
 
+def stripe_of(shard: int, count: int) -> int:
+    """The index of the stripe that holds a shard, of so many databases."""
+    return shard % count
+
+
 class Stripe(msgspec.Struct, frozen=True):
     """The place of one database among those of its app. One that is alone is stripe 0 of 1."""
 
@@ -28,7 +33,7 @@ class Stripe(msgspec.Struct, frozen=True):
             raise ValueError(f"stripe {self.index} of {self.count} cannot be: they count from 0")
 
     def __contains__(self, shard: int) -> bool:
-        return shard % self.count == self.index
+        return stripe_of(shard, self.count) == self.index
 
     def shards(self, shards: int) -> range:
         """Those of an app's `shards` that lie here, in order. Raises `ValueError` when a database would have none."""

@@ -122,7 +122,7 @@ class Coordinator:
         epochs = {}
         pinned: dict[int, str] = {}
         for row in shards:
-            holder = row.owner if row.state is ShardState.OWNED else row.assigned
+            holder = row.holder
             if holder in silent or row.target in silent:
                 continue  # a condemnation has to be confirmed, a connection to come back: a later round decides
             epochs[row.shard] = row.epoch

@@ -212,23 +212,26 @@ class PinState(msgspec.Struct, frozen=True):
 def pin_states(hosts: Iterable[HostRow], shards: Sequence[ShardRow]) -> list[PinState]:
     nodes = {host.incarnation: host.node for host in hosts}
     pinned = [row for row in shards if row.pin is not None]
-    counts = Counter(map(_holder, shards)) if pinned else Counter[int | None]()
+    counts = Counter(row.holder for row in shards) if pinned else Counter[int | None]()
     states = []
     for row in pinned:
         assert row.pin is not None
-        host = _holder(row)
+        host = row.holder
         beside = 0 if host is None else counts[host] - 1
         states.append(PinState(row.shard, row.pin, host, "" if host is None else nodes.get(host, ""), beside))
     return states
 
 
+def not_there(shard: int, shards: int) -> str:
+    """Why there is no such shard in an app of so many; empty when there is."""
+    return "" if 0 <= shard < shards else f"shard {shard} does not exist: there are shards 0 to {shards - 1}"
+
+
 def why_not(shard: int, node: str | None, hosts: Iterable[HostRow], shards: Sequence[ShardRow]) -> str:
-    """Why the shard cannot be pinned to `node` ("" for any), or unpinned (None): one line, empty when it can be.
+    """Why a shard of these cannot be pinned to `node` ("" for any), or unpinned (None): one line, empty when it can be.
 
     As many shards are pinned as can be alone with one node left for all others; nodes that go later take nothing back.
     """
-    if shard not in {row.shard for row in shards}:
-        return f"shard {shard} does not exist: there are shards 0 to {len(shards) - 1}"
     pins = {row.shard: row.pin for row in shards if row.pin is not None}
     if node is None:
         return "" if shard in pins else f"shard {shard} is not pinned"
@@ -251,7 +254,3 @@ def why_not(shard: int, node: str | None, hosts: Iterable[HostRow], shards: Sequ
 
 def named(node: str) -> str:
     return f"node {node[:12]}" if node else "any node"
-
-
-def _holder(row: ShardRow) -> int | None:
-    return row.assigned if row.owner is None else row.owner

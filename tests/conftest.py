@@ -12,6 +12,7 @@ import pytest
 
 if TYPE_CHECKING:
     from postgres_databases import PostgresDatabases
+    from promotion import Pair
 
 _ROOT = Path(__file__).resolve().parents[1]
 # Tests are no package (pytest imports them by path), so what they share is found by folder.
@@ -38,6 +39,15 @@ def postgres_url(postgres_databases: PostgresDatabases) -> Iterator[str]:
     """The URL of a migrated database of one's own, as its runtime role."""
     with postgres_databases.fresh() as name:
         yield postgres_databases.server.url(name)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """A primary and its standby, with an empty store."""
+    from promotion import server_pair
+
+    with server_pair() as pair:
+        yield pair
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -18,7 +18,7 @@ from atoll.cluster.cli import app
 from atoll.cluster.ray_adapter import Node, RayProblem
 from atoll.persistence.spi import HostRow, HostState, ShardRow, ShardState
 from atoll.sharding.hashing import shard_of
-from atoll.sharding.pinning import pin_states, why_not
+from atoll.sharding.pinning import not_there, pin_states, why_not
 
 SHARDS = 8
 NODES = [Node(letter * 56, f"10.0.0.{i}", f"machine-{letter}", head=i == 1) for i, letter in enumerate("abc", 1)]
@@ -43,7 +43,7 @@ class FakeApp:
         return answer
 
     def pin(self, shard: int, node: str | None) -> dict[str, Any]:
-        refused = why_not(shard, node, self.hosts, self.rows)
+        refused = not_there(shard, SHARDS) or why_not(shard, node, self.hosts, self.rows)
         if not refused:
             self.rows[shard] = replace(self.rows[shard], pin=node)
         return {"refused": refused, "pin": self.rows[shard].pin if shard < SHARDS else None}

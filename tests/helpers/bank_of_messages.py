@@ -12,10 +12,11 @@ says what is not as it should be. A module of its own, so that host processes ca
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -369,6 +370,24 @@ class Load:
             for work, workers in ((self._transfer, 3), (self._talk, 2), (self._note, 4), (self._time, 2)):
                 for _ in range(workers):
                     tasks.create_task(self._repeat(work, over))
+
+    @contextlib.asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Work meanwhile; in the end what was begun has its answers."""
+        over = asyncio.Event()
+        work = asyncio.create_task(self.work(over))
+        try:
+            yield
+        finally:
+            over.set()
+        await work
+
+    async def more(self, count: int, timeout_s: float = 60.0) -> None:
+        """Wait until so many more commands are acknowledged."""
+        enough = len(self.acknowledged) + count
+        async with asyncio.timeout(timeout_s):
+            while len(self.acknowledged) < enough:  # noqa: ASYNC110 - other processes' doing
+                await asyncio.sleep(0.01)
 
     async def _repeat(self, work: Callable[[], Awaitable[None]], over: asyncio.Event) -> None:
         while not over.is_set():

@@ -115,6 +115,19 @@ class Placements:
             self.finish()
         raise AssertionError(f"shards still move after {rounds_max} rounds")
 
+    def settle_in_steps(self, luck: random.Random, rounds_max: int) -> None:
+        """Plan again and again while moves end late and in any order."""
+        for _ in range(rounds_max):
+            plan = self.plan()
+            self.begin(plan)
+            if plan == Plan({}) and not self.moving:
+                return
+            if plan == Plan({}):
+                self.finish()
+            else:
+                self.finish(luck.sample(sorted(self.moving), luck.randint(0, len(self.moving))))
+        raise AssertionError("shards still move")
+
     # ---- promises
 
     def _check(self, plan: Plan) -> None:

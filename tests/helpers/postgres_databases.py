@@ -9,6 +9,8 @@ from typing import Self
 
 from postgres_server import PostgresServer
 
+from atoll.persistence.postgres import PostgresStore
+
 _TABLES = [
     "meta",
     "hosts",
@@ -53,3 +55,10 @@ class PostgresDatabases:
         name = f"store_{self._made}"
         self.server.create_store(name)
         return name
+
+
+async def opened(url: str) -> PostgresStore:
+    """A store of a small app, there."""
+    store = PostgresStore(url)
+    await store.open("bank", 4)
+    return store

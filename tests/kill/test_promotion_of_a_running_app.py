@@ -6,7 +6,6 @@ What the store itself does stands in tests/postgres/test_promotion.py.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
@@ -14,7 +13,7 @@ import pytest
 from bank_of_messages import Load
 from luck import Luck
 from plain_cluster import HostDidNotStart, PlainCluster
-from promotion import DATABASE, Pair, server_pair
+from promotion import DATABASE, Pair
 from upkeep_app import APP, two_hosts
 
 from atoll.persistence.open import open_store
@@ -24,20 +23,6 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(300)]
 
 ENDS_WITHIN_S = 60.0
 """A connection to a lost server ends at once, one to a silent one after its time-outs."""
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    with server_pair() as pair:
-        yield pair
-
-
-async def more(load: Load, count: int) -> None:
-    """Until so many more commands are acknowledged."""
-    enough = len(load.acknowledged) + count
-    async with asyncio.timeout(ENDS_WITHIN_S):
-        while len(load.acknowledged) < enough:  # noqa: ASYNC110 - other processes' doing
-            await asyncio.sleep(0.01)
 
 
 async def ended(cluster: PlainCluster) -> None:
@@ -55,9 +40,9 @@ async def test_where_commits_were_lost_every_host_ends_and_none_starts(
         load = Load(client, "a", luck)
         await load.open()
         working = asyncio.create_task(load.work(asyncio.Event()))
-        await more(load, 50)
+        await load.more(50)
         await pair.hold_back()
-        await more(load, 50)
+        await load.more(50)
         await asyncio.to_thread(pair.lose_the_primary)
         await ended(cluster)
         working.cancel()
@@ -87,13 +72,10 @@ async def test_with_synchronous_replication_the_app_goes_on_and_nothing_is_lost(
     async with two_hosts(tmp_path, pair.url) as cluster, cluster.connect() as client:
         load = Load(client, "a", luck)
         await load.open()
-        over = asyncio.Event()
-        working = asyncio.create_task(load.work(over))
-        await more(load, 100)
-        await asyncio.to_thread(pair.lose_the_primary)
-        await more(load, 100)
-        over.set()
-        await working
+        async with load.working():
+            await load.more(100)
+            await asyncio.to_thread(pair.lose_the_primary)
+            await load.more(100)
         await load.settle()
         await load.check()
         assert [host.alive for host in cluster.hosts] == [True, True], luck

@@ -26,7 +26,7 @@ def urls(postgres_databases: PostgresDatabases) -> Iterator[list[str]]:
 async def test_a_host_of_one_database_is_killed_and_every_message_arrives_once(urls: list[str], tmp_path: Path) -> None:
     """M06, M07, S03: money, talks, tells and timers whose parts lie in different databases; nothing is lost, doubled or
     out of order. A new host takes its place."""
-    luck, over = Luck(), asyncio.Event()
+    luck = Luck()
     async with (
         plain_cluster(
             "bank_of_messages:app", APP, tmp_path, app_dir=HELPERS, hosts=3, store=urls, settings=SETTINGS
@@ -35,16 +35,14 @@ async def test_a_host_of_one_database_is_killed_and_every_message_arrives_once(u
     ):
         load = Load(client, "X", luck)
         await load.open()
-        working = asyncio.create_task(load.work(over))
-        await asyncio.sleep(0.5)
-        victim = next(host for host in cluster.hosts if host.stripe == 0)
-        owned = [row.shard for row in await cluster.stores[0].shards() if row.owner == victim.incarnation]
-        assert owned, "the kill would not bite"
-        victim.kill()
-        await cluster.start_host(stripe=0)
-        await asyncio.sleep(0.5)
-        over.set()
-        await working
+        async with load.working():
+            await asyncio.sleep(0.5)
+            victim = next(host for host in cluster.hosts if host.stripe == 0)
+            owned = [row.shard for row in await cluster.stores[0].shards() if row.owner == victim.incarnation]
+            assert owned, "the kill would not bite"
+            victim.kill()
+            await cluster.start_host(stripe=0)
+            await asyncio.sleep(0.5)
         await load.settle(60)
         await load.check()
         for store, stripe in zip(cluster.stores, cluster.stripes, strict=True):

@@ -8,22 +8,15 @@ import time
 
 import asyncpg
 import pytest
-from postgres_databases import PostgresDatabases
+from postgres_databases import PostgresDatabases, opened
 
 from atoll.actors.errors import StoreUnavailable
 from atoll.persistence import postgres_link
-from atoll.persistence.postgres import PostgresStore
 from atoll.persistence.postgres_link import Lane, Link
 
 SLOW_UPDATE = """
 WITH waited AS (SELECT pg_sleep(1)) UPDATE counters SET value = value + 1 FROM waited WHERE name = 'client'
 """
-
-
-async def opened(url: str) -> PostgresStore:
-    store = PostgresStore(url)
-    await store.open("bank", 4)
-    return store
 
 
 async def until_counted(url: str) -> None:

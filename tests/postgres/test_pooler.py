@@ -10,8 +10,8 @@ import pytest
 from bank_of_messages import Load
 from luck import Luck
 from pgbouncer import BINARY, Pgbouncer
-from postgres_databases import PostgresDatabases
-from promotion import DATABASE, Pair, patiently, server_pair
+from postgres_databases import PostgresDatabases, opened
+from promotion import DATABASE, Pair, patiently
 from upkeep_app import two_hosts
 
 from atoll.actors.errors import IncompatibleStore
@@ -36,18 +36,6 @@ def pooler(postgres_databases: PostgresDatabases) -> Iterator[Pgbouncer]:
 def pooled(postgres_url: str, pooler: Pgbouncer) -> str:
     """The URL of an empty store behind the pooler."""
     return pooler.url(postgres_url.rpartition("/")[2])
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    with server_pair() as pair:
-        yield pair
-
-
-async def opened(url: str) -> PostgresStore:
-    store = PostgresStore(url)
-    await store.open("bank", 4)
-    return store
 
 
 async def test_many_share_few_connections(pooled: str) -> None:
@@ -76,26 +64,15 @@ async def test_an_app_works_through_a_pooler_that_is_killed(pooled: str, pooler:
     async with two_hosts(tmp_path, pooled) as cluster, cluster.connect() as client:
         load = Load(client, "a", luck)
         await load.open()
-        over = asyncio.Event()
-        working = asyncio.create_task(load.work(over))
-        await more(load, 20)
-        pooler.kill()
-        await asyncio.sleep(luck.uniform(0.1, 1.0))
-        await asyncio.to_thread(pooler.restart)
-        await more(load, 20)
-        over.set()
-        await working
+        async with load.working():
+            await load.more(20)
+            pooler.kill()
+            await asyncio.sleep(luck.uniform(0.1, 1.0))
+            await asyncio.to_thread(pooler.restart)
+            await load.more(20)
         await load.settle()
         await load.check()
         assert [host.alive for host in cluster.hosts] == [True, True], luck
-
-
-async def more(load: Load, count: int) -> None:
-    """Until so many more commands are acknowledged."""
-    enough = len(load.acknowledged) + count
-    async with asyncio.timeout(60):
-        while len(load.acknowledged) < enough:  # noqa: ASYNC110 - other processes' doing
-            await asyncio.sleep(0.01)
 
 
 async def test_each_transaction_behind_the_pooler_looks_which_life_it_is_in(pooled: str) -> None:

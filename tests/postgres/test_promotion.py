@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import asyncpg
 import pytest
-from postgres_databases import PostgresDatabases
-from promotion import DATABASE, Pair, patiently, server_pair
+from postgres_databases import PostgresDatabases, opened
+from promotion import DATABASE, Pair, patiently
 
 from atoll.actors.errors import CorruptRecord, IncompatibleStore
-from atoll.persistence.postgres import PostgresStore
 from atoll.persistence.postgres_migrate import accept
 from atoll.persistence.spi import HostState
-
-
-@pytest.fixture
-def pair() -> Iterator[Pair]:
-    with server_pair() as pair:
-        yield pair
-
-
-async def opened(url: str) -> PostgresStore:
-    store = PostgresStore(url)
-    await store.open("bank", 4)
-    return store
 
 
 async def test_a_promotion_that_lost_commits_is_refused_by_who_ran_and_who_starts(pair: Pair) -> None:

@@ -9,7 +9,7 @@ import asyncpg
 import msgspec
 import pytest
 from command_line import CommandLine
-from postgres_databases import PostgresDatabases
+from postgres_databases import PostgresDatabases, opened
 from postgres_server import PostgresServer
 from store_rows import own
 
@@ -33,12 +33,6 @@ def empty(server: PostgresServer) -> Iterator[str]:
     server.create_database("empty")
     yield "empty"
     server.execute("DROP DATABASE empty WITH (FORCE)")
-
-
-async def opened(url: str) -> PostgresStore:
-    store = PostgresStore(url)
-    await store.open("bank", 4)
-    return store
 
 
 async def test_a_database_without_tables_says_how_to_make_them(server: PostgresServer, empty: str) -> None:

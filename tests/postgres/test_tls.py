@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 from pgbouncer import BINARY, Pgbouncer
-from postgres_databases import PostgresDatabases
+from postgres_databases import PostgresDatabases, opened
 
 from atoll.actors.errors import StoreUnavailable
-from atoll.persistence.postgres import PostgresStore
 from atoll.persistence.postgres_migrate import migrate
 
 OPENSSL = shutil.which("openssl")
@@ -73,12 +72,6 @@ def url(
 ) -> str:
     database = postgres_url.rpartition("/")[2]
     return f"postgresql://atoll_runtime:{password}@{host}:{guarded.port}/{database}?pooler=session&{options}"
-
-
-async def opened(url: str) -> PostgresStore:
-    store = PostgresStore(url)
-    await store.open("bank", 4)
-    return store
 
 
 async def refusal(url: str) -> str:

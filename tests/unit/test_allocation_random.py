@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from placements import Placements
 
-from atoll.sharding.allocation import Bounds, HostFacts, Plan
+from atoll.sharding.allocation import Bounds, HostFacts
 
 SEEDS = st.integers(0, 2**32)
 """A cluster is drawn from one: hypothesis prints it."""
@@ -52,27 +52,13 @@ def rounds_max(paper: Placements) -> int:
     return 20 + 2 * len(paper.loads) // at_once
 
 
-def settle_in_steps(paper: Placements, luck: random.Random) -> None:
-    """Plan again and again while moves end late and in any order."""
-    for _ in range(2 * rounds_max(paper)):
-        plan = paper.plan()
-        paper.begin(plan)
-        if plan == Plan({}) and not paper.moving:
-            return
-        if plan == Plan({}):
-            paper.finish()
-        else:
-            paper.finish(luck.sample(sorted(paper.moving), luck.randint(0, len(paper.moving))))
-    raise AssertionError("shards still move")
-
-
 @settings(deadline=None, max_examples=150)
 @given(SEEDS, st.integers(1, 12), st.integers(0, 120), st.sampled_from(sorted(LOADS)))
 def test_any_small_cluster_settles(seed: int, hosts: int, shards: int, loads: str) -> None:
     """S11: each plan keeps to eligible hosts and bounds; they come to an end, and where they end is even."""
     luck = random.Random(seed)
     paper = drawn_cluster(luck, hosts, shards, loads)
-    settle_in_steps(paper, luck)
+    paper.settle_in_steps(luck, 2 * rounds_max(paper))
     paper.check_settled(even=loads in EVEN)
 
 
@@ -96,11 +82,11 @@ def test_it_settles_after_every_event(seed: int, loads: str) -> None:
         elif known:
             paper.change(luck.choice(known), eligible=event == "undrain")
         if luck.random() < 0.5:
-            settle_in_steps(paper, luck)
+            paper.settle_in_steps(luck, 2 * rounds_max(paper))
             paper.check_settled(even=loads in EVEN)
         else:
             paper.begin(paper.plan())
-    settle_in_steps(paper, luck)
+    paper.settle_in_steps(luck, 2 * rounds_max(paper))
     paper.check_settled(even=loads in EVEN)
 
 

@@ -117,11 +117,8 @@ async def rung(client: Cluster) -> list[str]:
 
 
 async def load_for(load: Load, seconds: float) -> None:
-    over = asyncio.Event()
-    working = asyncio.create_task(load.work(over))
-    await asyncio.sleep(seconds)
-    over.set()
-    await working
+    async with load.working():
+        await asyncio.sleep(seconds)
 
 
 # ---- what an export holds
