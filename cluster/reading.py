@@ -20,6 +20,7 @@ from ..actors.stored import StoredEvent, StoredState
 from ..persistence.open import open_store
 from ..persistence.records import STREAMS, DeadLetterRow, Delivery, Record, decode_batch, is_stream
 from ..persistence.spi import Store
+from ..persistence.stripes import stripe_of
 from ..persistence.urls import shown
 from ..sharding.hashing import shard_of
 from .stores import open_all
@@ -42,7 +43,7 @@ async def reading(urls: Sequence[str], app: str, shards: int) -> AsyncIterator[l
 
 def reader_of(readers: Sequence[StoreReader], id: str, shards: int) -> StoreReader:
     """The one who reads the entities with that ID."""
-    return readers[shard_of(id, shards) % len(readers)]
+    return readers[stripe_of(shard_of(id, shards), len(readers))]
 
 
 @asynccontextmanager

@@ -9,8 +9,6 @@ Nothing is taken from anybody: the app's hosts do not notice. The copy is a stop
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 from ..actors.settings import Settings
@@ -23,11 +21,10 @@ from .store_batch import TableBatch
 from .store_walk import Tell, pages
 
 
-@contextlib.asynccontextmanager
-async def copied(
+async def copy_snapshot(
     source: Snapshots, app: str, settings: Settings, world: World, folder: Path, tell: Tell
-) -> AsyncIterator[Store]:
-    """The copy, opened. `folder`: where it is made; it must not exist."""
+) -> None:
+    """Make the copy in `folder`, which must not exist."""
     async with source.snapshot() as still:
         copy = SQLiteStore(folder)
         await copy.open(loading_name(app, "a copy"), settings.shards)
@@ -35,12 +32,6 @@ async def copied(
             await _copy(still, copy, app, settings, world, tell)
         finally:
             await copy.close()
-    copy = SQLiteStore(folder)
-    await copy.open(app, settings.shards)
-    try:
-        yield copy
-    finally:
-        await copy.close()
 
 
 async def _copy(still: Store, copy: Store, app: str, settings: Settings, world: World, tell: Tell) -> None:

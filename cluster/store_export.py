@@ -21,7 +21,7 @@ from ..persistence.spi import Snapshots, Store
 from ..persistence.sqlite import SQLiteStore
 from ..persistence.tables import Table
 from ..sharding.charge import StoreInUse, in_charge, quiet_holders
-from .store_copy import copied
+from .store_copy import copy_snapshot
 from .store_walk import Tell, pages
 
 
@@ -81,16 +81,15 @@ async def _copy_of(
     store: SQLiteStore | Snapshots, app: str, settings: Settings, world: World, folder: Path, tell: Tell
 ) -> AsyncIterator[Store]:
     if isinstance(store, Snapshots):
-        async with copied(store, app, settings, world, folder, tell) as copy:
-            yield copy
-        return
-    await store.backup(folder, tell)
-    backup = SQLiteStore(folder)
-    await backup.open(app, settings.shards)
+        await copy_snapshot(store, app, settings, world, folder, tell)
+    else:
+        await store.backup(folder, tell)
+    copy = SQLiteStore(folder)
+    await copy.open(app, settings.shards)
     try:
-        yield backup
+        yield copy
     finally:
-        await backup.close()
+        await copy.close()
 
 
 @contextlib.contextmanager
