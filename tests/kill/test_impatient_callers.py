@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from ledger import Operation, Outcome
+from ledger import List, Operation, Outcome
 from luck import Luck
 from plain_cluster import plain_cluster
 from postgres_databases import PostgresDatabases
@@ -67,6 +67,9 @@ def test_impatient_callers_hear_in_time_and_nothing_acknowledged_is_lost(
                     await client.tell(more=HEARD)
                 finally:
                     await asyncio.to_thread(up)
+                async with cluster.connect() as other:  # one host may be back before the other, and answer all of those
+                    back = [other.entity(List, f"back {n}").append.using(timeout=60) for n in range(64)]
+                    await asyncio.gather(*(append("here") for append in back))
                 await client.tell(more=4 * HEARD)
                 file = tmp_path / "operations.json"
                 await client.tell(end=str(file))
